@@ -1,0 +1,1 @@
+"""Manifests, readers, augmentation and the shared datamodule."""

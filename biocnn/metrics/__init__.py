@@ -1,0 +1,1 @@
+"""Metrics: plain functions of arrays, and thin torchmetrics classes that hold state across ranks."""

@@ -1,0 +1,1 @@
+"""Run folders, checkpoints, callbacks and the command line of the pipelines."""
