@@ -1,11 +1,12 @@
 """Manifests: one YAML file that says what a data set is, where it comes from and how it is split.
 
-Notation: a *split* is one of ``train``, ``valid`` and ``test``; a *group* (slide, patient, field of view) is what
-must never sit in two splits; paths are relative to the folder the user calls the root.
+Notation: a *split* is one of ``train``, ``valid`` and ``test``; a *group* (slide, patient, field of view) is
+what must never sit in two splits; paths are relative to the folder the user calls the root.
 """
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -40,6 +41,13 @@ def _regex(pattern: str) -> str:
     return pattern
 
 
+def _http(url: str) -> str:
+    if not re.match(r"https?://[^/]+/", url):
+        raise ValueError(f"must start with https:// or http:// and name a host, received {url!r}")
+    return url
+
+
+HttpUrl = Annotated[str, AfterValidator(_http)]
 RelativePath = Annotated[str, AfterValidator(_relative)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Md5 = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
@@ -57,9 +65,10 @@ class RemoteFile(_Strict):
     """
 
     name: RelativePath
-    """Where it lies below the root once unpacked: a file, or a folder for ``zip`` and ``tar``."""
-    url: str
-    mirrors: tuple[str, ...] = ()
+    """Where it lies below the root once unpacked: a file, or for ``zip`` and ``tar`` the folder that the
+    members go to, ``.`` for the root itself."""
+    url: HttpUrl
+    mirrors: tuple[HttpUrl, ...] = ()
     bytes: int | None = Field(default=None, gt=0)
     """Size of the download."""
     sha256: Sha256 | None = None
@@ -71,9 +80,15 @@ class RemoteFile(_Strict):
     unpacked_sha256: Sha256 | None = None
     unpacked_md5: Md5 | None = None
 
+    @model_validator(mode="after")
+    def _unpacked(self) -> "RemoteFile":
+        if self.unpack != "gzip" and (self.unpacked_bytes or self.unpacked_sha256 or self.unpacked_md5):
+            raise ValueError(f"unpacked_* describes a gzip file, but unpack is {self.unpack!r}")
+        return self
+
 
 class Selection(_Strict):
-    """Positions ``start`` to ``stop - 1`` of the sorted images: for stacks that are split by blocks."""
+    """Images ``start`` to ``stop - 1`` in natural order (2 before 10), for splits by blocks."""
 
     start: int = Field(ge=0)
     stop: int = Field(gt=0)
@@ -86,7 +101,12 @@ class Selection(_Strict):
 
 
 class Split(_Strict):
-    """Where the parts of one split lie. File names for ``patches-hdf5``, glob patterns for the image kinds."""
+    """Where the parts of one split lie. File names for ``patches-hdf5``, glob patterns for the image kinds.
+
+    An image and its mask, dots or field of view belong together when the wildcards of their patterns match
+    the same text: ``images: "*cell.png"`` and ``points: "*dots.png"`` pair 001cell.png with 001dots.png. See
+    :func:`match_files`.
+    """
 
     images: RelativePath
     labels: RelativePath | None = None
@@ -94,13 +114,13 @@ class Split(_Strict):
     meta: RelativePath | None = None
     """CSV with one row per patch, in the order of the images."""
     masks: RelativePath | None = None
-    """Glob of the masks, paired with the images in sorted order by the number or stem in their names."""
+    """Glob of the masks."""
     valid: RelativePath | None = None
     """Glob of field-of-view masks: pixels outside never count."""
     points: RelativePath | None = None
     """Glob of dot images or point tables."""
     count: int | None = Field(default=None, gt=0)
-    """Number of images that a whole copy has."""
+    """Number of images that a whole copy has, after `select`."""
     select: Selection | None = None
 
 
@@ -146,7 +166,9 @@ class Manifest(_Strict):
     classes: tuple[str, ...] = ()
     """Class names in the order of their labels 0, 1, ..."""
     mask_values: dict[int, str] | None = None
-    """What the grey values of a mask mean (``image-mask``)."""
+    """What the grey values of a mask mean (``image-mask``), after a palette has been applied."""
+    foreground: tuple[int, ...] = ()
+    """Mask values of the structure to find; when empty, every value but 0."""
     channels: tuple[str, ...]
     pixel_size_um: tuple[float, float] | None = None
     """Micrometres per pixel, row then column."""
@@ -170,6 +192,8 @@ class Manifest(_Strict):
                 raise ValueError(f"splits.{split_name}: kind {self.kind!r} needs `{target}`")
             if self.group is not None and self.group.column is not None and split.meta is None:
                 raise ValueError(f"splits.{split_name}: group.column needs `meta`")
+        if unknown := set(self.foreground) - set(self.mask_values or {}):
+            raise ValueError(f"foreground: {sorted(unknown)} not among mask_values {list(self.mask_values or {})}")
         names = [file.name for file in self.files]
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"files: named twice: {sorted(repeated)}")
@@ -218,7 +242,120 @@ def load_manifest(name_or_path: str | Path) -> Manifest:
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()
-        ]
+        lines = [f"  {'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()]
         raise ManifestError(f"{path} is not a valid manifest:\n" + "\n".join(lines)) from error
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """One image of a split and its partners; ``None`` where the manifest names none or the file is missing.
+
+    Attributes:
+        key: what the wildcards of the pattern matched, such as ``"001"``; unique within the split.
+        image: path of the image.
+        mask: path of its mask.
+        valid: path of its field-of-view mask.
+        points: path of its dot image or point table.
+    """
+
+    key: str
+    image: Path
+    mask: Path | None = None
+    valid: Path | None = None
+    points: Path | None = None
+
+
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts 2 before 10 and compares letters without case.
+
+    Example:
+        >>> sorted(["10.png", "2.png", "1.png"], key=natural_key)
+        ['1.png', '2.png', '10.png']
+    """
+    parts = re.findall(r"\d+|\D+", text)
+    return [(0, int(part), part) if part.isdigit() else (1, 0, part.lower()) for part in parts]
+
+
+_WILDCARD = re.compile(r"\*\*/|\*|\?|\[[^\]]+\]")
+
+
+def _pattern_regex(pattern: str) -> re.Pattern[str]:
+    """Regular expression of a glob with one group per wildcard."""
+    pieces, position = [], 0
+    for wildcard in _WILDCARD.finditer(pattern):
+        pieces.append(re.escape(pattern[position : wildcard.start()]))
+        token = wildcard.group()
+        pieces.append({"**/": "(.*/)?", "*": "([^/]*)", "?": "([^/])"}.get(token, f"({token.replace('[!', '[^')})"))
+        position = wildcard.end()
+    return re.compile("".join(pieces) + re.escape(pattern[position:]))
+
+
+def match_files(root: str | Path, pattern: str) -> dict[str, Path]:
+    """Files below a folder that match a glob, by what its wildcards matched, in natural order.
+
+    The extension is no part of the key when a wildcard at the end covers it, so that ``images/*`` and
+    ``masks/*`` pair a.tif with a.png. Hidden files are left out.
+
+    Args:
+        root: folder.
+        pattern: glob relative to it, with ``*``, ``?``, ``[...]`` and ``**/``.
+
+    Raises:
+        ManifestError: if two files have the same key, so that partners could not be told apart.
+    """
+    root = Path(root)
+    regex = _pattern_regex(pattern)
+    found: dict[str, Path] = {}
+    for path in root.glob(pattern):
+        relative = path.relative_to(root).as_posix()
+        match = regex.fullmatch(relative)
+        if match is None or path.name.startswith(".") or not path.is_file():
+            continue
+        groups = [group or "" for group in match.groups()]
+        if pattern.endswith(".*"):
+            groups = groups[:-1]
+        elif pattern.endswith("*"):
+            groups[-1] = groups[-1].removesuffix(path.suffix)
+        key = "_".join(groups)
+        if key in found:
+            raise ManifestError(
+                f"Pattern {pattern!r} matches both {found[key]} and {path} as {key!r}. Make the pattern "
+                "narrower, for example by giving the file extension."
+            )
+        found[key] = path
+    return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
+
+
+def split_files(manifest: Manifest, root: str | Path, split: str) -> list[ImageFiles]:
+    """Images of one split of an image kind with their partners, in natural order.
+
+    Args:
+        manifest: of kind ``image-mask`` or ``image-points``.
+        root: folder of the data set.
+        split: ``"train"``, ``"valid"`` or ``"test"``.
+
+    Returns:
+        One entry per image; partners that are missing are ``None``, which `biocnn data audit` reports. Empty
+        when nothing matches.
+
+    Raises:
+        ManifestError: if the manifest has no such split, or a pattern is ambiguous.
+    """
+    if split not in manifest.splits:
+        raise ManifestError(f"Manifest {manifest.name!r} has no split {split!r}; it has {list(manifest.splits)}.")
+    parts: Split = manifest.splits[split]
+    images = list(match_files(root, parts.images).items())
+    if parts.select is not None:
+        images = images[parts.select.start : parts.select.stop]
+    masks, valid, points = (
+        {} if pattern is None else match_files(root, pattern) for pattern in (parts.masks, parts.valid, parts.points)
+    )
+    return [ImageFiles(key, image, masks.get(key), valid.get(key), points.get(key)) for key, image in images]
+
+
+def group_of(manifest: Manifest, relative_path: str) -> str | None:
+    """Group of an image: ``group.pattern`` searched in its path; ``None`` if nothing matches."""
+    if manifest.group is None or manifest.group.pattern is None:
+        return None
+    match = re.search(manifest.group.pattern, relative_path)
+    return None if match is None else match.group(1)

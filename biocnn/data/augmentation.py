@@ -1,0 +1,222 @@
+"""All augmentation policies, and the only module that imports albumentations.
+
+albumentations 2.0.8, the last release under the MIT licence, is no longer maintained. The adapter below closes its
+known holes: the random stream that repeats in every worker and every epoch, constructor arguments that are only
+warned about, and float images that are clipped at 1 without a word.
+"""
+
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+from skimage.color import hed_from_rgb, rgb_from_hed
+
+from biocnn.errors import DataError
+
+_SAFE_SHIFT = 4  # px; the label of a PCam patch is about its centre 32x32 px, and the PCam authors shift by 4
+
+
+class Augmentation:
+    """Transforms that are a function of (seed, epoch, index) and of nothing else.
+
+    The same item gets the same augmentation whatever the number of workers, their start method or the number of
+    processes, and another one in every epoch. The random numbers come from Philox, a generator that is made to be
+    set to any position: (seed) is its key and (epoch, index) its counter.
+
+    Reference: Salmon et al., Parallel random numbers: as easy as 1, 2, 3. SC 2011.
+
+    Args:
+        transforms: albumentations transforms, applied in order.
+
+    Raises:
+        ValueError: if a transform was given an argument that it does not know.
+    """
+
+    def __init__(self, transforms: Sequence[A.BasicTransform]) -> None:
+        self._compose = A.Compose(list(transforms), additional_targets={"valid": "mask"})
+        self._philox = np.random.Philox(key=0)
+        self._python = random.Random()
+        self._compose.set_random_state(np.random.Generator(self._philox), self._python)
+
+    def _seed(self, seed: int, epoch: int, index: int) -> None:
+        # Setting the position in place costs 6 us; building generators for every item costs 13 us and more.
+        self._philox.state = {
+            "bit_generator": "Philox",
+            "state": {
+                "counter": np.array([0, index, epoch, 0], np.uint64),
+                "key": np.array([seed, 0], np.uint64),
+            },
+            "buffer": np.zeros(4, np.uint64),
+            "buffer_pos": 4,
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        self._python.seed(int(self._philox.random_raw()))
+
+    def __call__(self, arrays: Mapping[str, np.ndarray], seed: int, epoch: int, index: int) -> dict[str, Any]:
+        """Transform the arrays of one item together.
+
+        Args:
+            arrays: ``image`` (H, W, C) uint8, or float32 in 0..1; optionally ``mask`` and ``valid`` (H, W).
+            seed: of the run, non-negative.
+            epoch: number of the epoch.
+            index: of the item in its data set.
+
+        Returns:
+            The transformed arrays under the same names.
+
+        Raises:
+            DataError: if the image is of another dtype or range: albumentations would clip or distort it in silence.
+        """
+        check_image_range(arrays["image"])
+        self._seed(seed, epoch, index)
+        result: dict[str, Any] = self._compose(**arrays)
+        return result
+
+
+def check_image_range(image: np.ndarray) -> None:
+    """Raise a DataError unless `image` is uint8, or float32 with all values in 0..1."""
+    if image.dtype == np.uint8:
+        return
+    if image.dtype != np.float32:
+        raise DataError(f"Augmentation takes uint8, or float32 in 0..1; received {image.dtype}. Convert it first.")
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0.0 and high <= 1.0):
+        raise DataError(
+            f"Augmentation takes float images in 0..1; received values from {low:g} to {high:g}, which would be "
+            "clipped. Scale the image first."
+        )
+
+
+def strict(transform: type[A.BasicTransform], **arguments: Any) -> A.BasicTransform:
+    """Make a transform; an unknown argument is an error instead of a warning.
+
+    Raises:
+        ValueError: with albumentations' own words.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        try:
+            return transform(**arguments)
+        except UserWarning as warning:
+            raise ValueError(f"{transform.__name__}: {warning}") from warning
+
+
+class HEDJitter(A.ImageOnlyTransform):
+    """Jitter the amount of haematoxylin, eosin and DAB in an RGB image.
+
+    The optical density of a pixel is taken apart into the three stains of a fixed basis, each stain c is replaced
+    by alpha * c + beta, and the image is put together again. A fixed basis never fails, unlike one estimated from
+    the patch, which does not exist for a blank patch. Both changes of basis and the jitter are one 3x4 matrix in
+    optical density.
+
+    References: Ruifrok and Johnston 2001 (the basis); Tellez et al. 2018, doi 10.1109/TMI.2018.2820199 (the jitter).
+
+    Args:
+        sigma: alpha is uniform in 1 - sigma..1 + sigma and beta in -sigma..sigma; 0.05 is "light", 0.2 "strong".
+        p: probability of being applied.
+    """
+
+    _TO_STAINS = hed_from_rgb.astype(np.float64)
+    _FROM_STAINS = rgb_from_hed.astype(np.float64)
+    # Natural optical density; 1/255 stands for black, so that the logarithm is finite.
+    _DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)
+
+    def __init__(self, sigma: float = 0.05, p: float = 0.5) -> None:
+        super().__init__(p=p)
+        if not 0.0 <= sigma < 1.0:
+            raise ValueError(f"sigma must be in 0..1, received {sigma}.")
+        self.sigma = sigma
+
+    def get_params(self) -> dict[str, Any]:
+        """Draw the matrix of one image, (3, 4) float64 acting on (density, 1)."""
+        alpha = self.random_generator.uniform(1 - self.sigma, 1 + self.sigma, 3)
+        beta = self.random_generator.uniform(-self.sigma, self.sigma, 3)
+        linear = self._TO_STAINS @ np.diag(alpha) @ self._FROM_STAINS
+        return {"matrix": np.column_stack([linear.T, beta @ self._FROM_STAINS])}
+
+    def apply(self, img: np.ndarray, matrix: np.ndarray, **params: Any) -> np.ndarray:
+        """Apply the matrix to (H, W, 3) uint8."""
+        if img.ndim != 3 or img.shape[2] != 3 or img.dtype != np.uint8:
+            raise DataError(f"HEDJitter takes (H, W, 3) uint8, received {img.shape} {img.dtype}.")
+        density = cv2.transform(cv2.LUT(img, self._DENSITY), -matrix)
+        # convertScaleAbs rounds and saturates to 0..255; the exponential is never negative.
+        return cv2.convertScaleAbs(cv2.exp(density), alpha=255.0)
+
+
+class PatchAugmentation(Augmentation):
+    """For patches whose label is about their centre: D4, small shifts, stain and brightness jitter.
+
+    Args:
+        max_shift: px, at most 4: a larger shift can move what made the patch positive out of its centre.
+        hed_sigma: strength of :class:`HEDJitter`; 0 switches it off.
+        hed_probability: how often stains are jittered.
+        brightness: largest relative change of brightness and contrast; 0 switches it off.
+
+    Raises:
+        ValueError: if `max_shift` is not in 0..4.
+    """
+
+    def __init__(
+        self,
+        max_shift: int = _SAFE_SHIFT,
+        hed_sigma: float = 0.05,
+        hed_probability: float = 0.75,
+        brightness: float = 0.1,
+    ) -> None:
+        if not 0 <= max_shift <= _SAFE_SHIFT:
+            raise ValueError(
+                f"max_shift must be in 0..{_SAFE_SHIFT} px, received {max_shift}: the label is about the centre "
+                "of the patch, and a larger shift can move what it names out of there."
+            )
+        transforms: list[A.BasicTransform] = [strict(A.D4, p=1.0)]
+        if max_shift:
+            transforms.append(RandomShift(max_shift))
+        if hed_sigma:
+            transforms.append(HEDJitter(hed_sigma, hed_probability))
+        if brightness:
+            transforms.append(
+                strict(
+                    A.RandomBrightnessContrast,
+                    brightness_limit=(-brightness, brightness),
+                    contrast_limit=(-brightness, brightness),
+                    p=0.5,
+                )
+            )
+        super().__init__(transforms)
+
+
+class RandomShift(A.DualTransform):
+    """Shift by whole pixels, uniform in -limit..limit along rows and columns; the border is mirrored.
+
+    Args:
+        limit: px.
+        p: probability of being applied.
+    """
+
+    _targets = (A.core.type_definitions.Targets.IMAGE, A.core.type_definitions.Targets.MASK)
+
+    def __init__(self, limit: int, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.limit = limit
+
+    def get_params(self) -> dict[str, Any]:
+        """Draw (rows, columns) to shift by."""
+        rows, columns = self.random_generator.integers(-self.limit, self.limit, size=2, endpoint=True)
+        return {"rows": int(rows), "columns": int(columns)}
+
+    def apply(self, img: np.ndarray, rows: int, columns: int, **params: Any) -> np.ndarray:
+        """Shift (H, W) or (H, W, C)."""
+        height, width = img.shape[:2]
+        pad = self.limit
+        padded = cv2.copyMakeBorder(img, pad, pad, pad, pad, cv2.BORDER_REFLECT_101)
+        shifted = padded[pad - rows : pad - rows + height, pad - columns : pad - columns + width]
+        return np.ascontiguousarray(shifted).reshape(img.shape)
+
+    def apply_to_mask(self, mask: np.ndarray, rows: int, columns: int, **params: Any) -> np.ndarray:
+        """Shift (H, W)."""
+        return self.apply(mask, rows, columns)

@@ -1,0 +1,175 @@
+"""The datamodule that all jobs share: splits, folds, seeds, workers and the position in the epoch."""
+
+import os
+from abc import abstractmethod
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader
+
+from biocnn.data.dataset import Batch, ItemDataset, as_batch, to_float
+from biocnn.data.sampler import EpochSampler, ShardSampler
+
+StartMethod = Literal["fork", "spawn", "forkserver"]
+
+
+def sensible_workers(augmented: bool, accelerator: str) -> tuple[int, str]:
+    """How many worker processes pay, and why.
+
+    Workers copy batches between processes. Without augmentation that costs more than the reading itself; on a CPU
+    they take the cores that train.
+
+    Args:
+        augmented: whether items are augmented.
+        accelerator: Lightning's name of the device, such as ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        (number, reason).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not augmented:
+        return 0, "reading without augmentation is faster in the main process"
+    if accelerator == "cpu":
+        return 0, "training on the CPU needs the cores itself"
+    number = max(0, min(8, cores // ranks - 1))
+    return number, f"{cores} cores for {ranks} process(es), one kept for training"
+
+
+def _limit_threads(worker: int) -> None:
+    # OpenCV and torch would each start a thread per core in every worker.
+    import cv2
+
+    cv2.setNumThreads(0)
+    cv2.ocl.setUseOpenCL(False)
+    torch.set_num_threads(1)
+
+
+class DataModule(pl.LightningDataModule):
+    """Loaders for training, validation, test and prediction; a job says how to open its splits and no more.
+
+    Training items are shuffled by (seed, epoch) and augmented by (seed, epoch, index), so batches are the same for
+    any number of workers and any start method. Evaluation items come in order, each exactly once over all
+    processes. The position in the epoch is part of every checkpoint.
+
+    Args:
+        batch_size: of training, per process.
+        eval_batch_size: of validation, test and prediction, per process; 4 x `batch_size` when None.
+        num_workers: worker processes per loader; chosen by :func:`sensible_workers` when None.
+        start_method: how workers are started; the platform's default when None.
+        seed: of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        start_method: StartMethod | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, received {value}.")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, received {num_workers}.")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or 4 * batch_size
+        self.num_workers, self.start_method, self.seed = num_workers, start_method, seed
+        self._sampler: EpochSampler | None = None
+        self._position = {"epoch": -1, "consumed": 0, "seed": seed}
+
+    @abstractmethod
+    def dataset(self, split: str) -> ItemDataset:
+        """The data set of ``"train"``, ``"valid"``, ``"test"`` or ``"predict"``, made in `setup`."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint and a run record must know about the data: plain values only."""
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled, augmented batches; the last incomplete batch of an epoch is left out."""
+        dataset = self.dataset("train")
+        rank, world_size = self._ranks()
+        if len(dataset) < self.batch_size * world_size:
+            raise ValueError(
+                f"{len(dataset)} training items do not fill one batch of {self.batch_size} on each of "
+                f"{world_size} process(es). Set data.batch_size to at most {len(dataset) // world_size}."
+            )
+        self._sampler = EpochSampler(len(dataset), self.seed, rank, world_size)
+        self._sampler.resume(self._position["epoch"], self._position["consumed"])
+        return self._loader(dataset, self._sampler, self.batch_size, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Validation batches, in order."""
+        return self._evaluation_loader("valid")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Test batches, in order."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Batches to predict, in order."""
+        return self._evaluation_loader("predict")
+
+    def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
+        dataset = self.dataset(split)
+        return self._loader(dataset, ShardSampler(len(dataset), *self._ranks()), self.eval_batch_size, False)
+
+    def _ranks(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(
+        self, dataset: ItemDataset, sampler: EpochSampler | ShardSampler, batch_size: int, drop_last: bool
+    ) -> DataLoader[Batch]:
+        accelerator = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
+        workers = self.num_workers
+        if workers is None:
+            workers, reason = sensible_workers(dataset.augmentation is not None, accelerator)
+            if dataset.augmentation is not None:
+                rank_zero_info(f"data.num_workers: {workers} ({reason})")
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=as_batch,
+            pin_memory=accelerator == "cuda",
+            drop_last=drop_last,
+            worker_init_fn=_limit_threads if workers else None,
+            multiprocessing_context=self.start_method if workers else None,
+            persistent_workers=workers > 0,
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Images become float32 (B, C, H, W) in 0..1 on the device, see :func:`biocnn.data.dataset.to_float`."""
+        return to_float(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, items consumed in it per process, and seed."""
+        if self.trainer is None:
+            return dict(self._position)
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        # `processed`, not `completed`: a checkpoint written in on_train_batch_end sees its own batch as processed
+        # but not yet as completed.
+        return {
+            "epoch": self.trainer.current_epoch,
+            "consumed": progress.processed * self.batch_size,
+            "seed": self.seed,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the stored position.
+
+        Raises:
+            ValueError: if the checkpoint was written with another seed: its order could not be continued.
+        """
+        if state_dict["seed"] != self.seed:
+            raise ValueError(
+                f"The checkpoint was trained with data.seed={state_dict['seed']}, received {self.seed}. Resume with "
+                "the seed of the checkpoint."
+            )
+        self._position = dict(state_dict)

@@ -1,0 +1,89 @@
+"""Networks as plain data: how a checkpoint remembers what to build, without running code from the file."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from biocnn.errors import CheckpointError
+
+TRUSTED_PACKAGES = (
+    "biocnn.networks",
+    "torchvision.models",
+    "timm",
+    "segmentation_models_pytorch",
+    "monai.networks",
+)
+"""Only from here is a name in a checkpoint resolved; anything else the user passes as an object."""
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def is_trusted(class_path: str) -> bool:
+    """Whether a class path lies in one of :data:`TRUSTED_PACKAGES`."""
+    return any(class_path == name or class_path.startswith(f"{name}.") for name in TRUSTED_PACKAGES)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is made of numbers, strings, None, lists, tuples and dicts only."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(is_plain(item) for item in value)
+    return isinstance(value, _PLAIN)
+
+
+def describe(network: nn.Module) -> dict[str, Any] | None:
+    """Description from which :func:`build` makes the same network, without its weights.
+
+    Our own networks carry their arguments as ``init_args``; :func:`remember` attaches a description to any other.
+
+    Returns:
+        ``{"class_path": str, "init_args": dict}``, or None when there is none: then `biocnn.load` has to be given
+        the network.
+    """
+    remembered = getattr(network, "biocnn_spec", None)
+    if remembered is not None:
+        return dict(remembered)
+    init_args = getattr(network, "init_args", None)
+    if init_args is None:
+        return None
+    cls = type(network)
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": dict(init_args)}
+
+
+def remember(network: nn.Module, class_path: str, init_args: Mapping[str, Any]) -> nn.Module:
+    """Attach how a network was made, if that is a trusted class path with plain arguments; returns the network."""
+    if describe(network) is None and is_trusted(class_path) and is_plain(init_args):
+        network.biocnn_spec = {"class_path": class_path, "init_args": dict(init_args)}  # type: ignore[assignment]
+    return network
+
+
+def build(spec: Mapping[str, Any]) -> nn.Module:
+    """Make a network from its description; its weights are freshly initialised.
+
+    Args:
+        spec: ``{"class_path": str, "init_args": dict}``.
+
+    Raises:
+        CheckpointError: if the class path is not trusted, its package is not installed, or it does not make a
+            network.
+    """
+    class_path, init_args = str(spec.get("class_path", "")), spec.get("init_args", {})
+    if not is_trusted(class_path) or not is_plain(init_args):
+        raise CheckpointError(
+            f"The network {class_path!r} is not made by name: only {', '.join(TRUSTED_PACKAGES)} are trusted. Make "
+            "it yourself and pass it: biocnn.load(path, network=...)."
+        )
+    module_name, _, name = class_path.rpartition(".")
+    try:
+        factory = getattr(import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(
+            f"The network {class_path!r} cannot be imported ({error}). Install its package."
+        ) from error
+    network = factory(**init_args)
+    if not isinstance(network, nn.Module):
+        raise CheckpointError(f"{class_path!r} makes a {type(network).__name__}, expected a torch.nn.Module.")
+    return remember(network, class_path, init_args)

@@ -1,0 +1,304 @@
+"""The command line of a pipeline script: LightningCLI with run folders, safe checkpoints and resuming."""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+
+from biocnn.checkpoints import (
+    BEST,
+    AtomicCheckpointIO,
+    read_biocnn_checkpoint,
+    read_checkpoint,
+    remove_torn_files,
+)
+from biocnn.data.datamodule import DataModule
+from biocnn.errors import BiocnnError, CheckpointError
+from biocnn.files import write_text
+from biocnn.networks.spec import is_trusted, remember
+from biocnn.tasks.base import Task
+from biocnn.training.callbacks import EMA, RandomStates, checkpoint_callbacks
+from biocnn.training.logger import MetricsCSV
+from biocnn.training.runs import find_last, new_run, run_of, write_run_record
+
+_EVALUATIONS = ("validate", "test", "predict")
+# What the images are normalised with belongs to the weights; the rest of the settings may be changed at test time.
+_FIXED_SETTINGS = ("image_mean", "image_std")
+
+Hook = Callable[[pl.Trainer, Any, Any, Path], None]
+"""Called with (trainer, task, datamodule, checkpoint)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one pipeline adds to the shared command line.
+
+    Attributes:
+        name: of the folder below ``trainer.default_root_dir``.
+        task: the LightningModule.
+        datamodule: the DataModule.
+        monitor: validation metric that chooses ``best.ckpt``.
+        mode: ``"min"`` or ``"max"``.
+        after_fit: runs when training has ended, on every process.
+        before_test: runs before the test set is looked at.
+        after_test: runs when it was.
+        after_predict: runs after prediction; None if the job does not predict.
+    """
+
+    name: str
+    task: type[Task]
+    datamodule: type[DataModule]
+    monitor: str
+    mode: str
+    after_fit: Hook
+    before_test: Hook
+    after_test: Hook
+    after_predict: Hook
+
+
+class PipelineCLI(LightningCLI):
+    """LightningCLI whose every run has one folder, see DESIGN: config, record, metrics and checkpoints.
+
+    Args:
+        job: what to run.
+        args: command line; that of the process when None.
+    """
+
+    def __init__(self, job: Job, args: Sequence[str] | None = None) -> None:
+        self.job = job
+        self.run_folder, self.checkpoint = Path(), Path()
+        super().__init__(
+            job.task,
+            job.datamodule,
+            args=list(args) if args is not None else None,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={"default_root_dir": "runs", "log_every_n_steps": 10, "num_sanity_val_steps": 0},
+            parser_kwargs={"fit": {"default_env": False}},
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options of the run that belong to no part of it."""
+        parser.add_argument("--run", type=str | None, default=None, help="Name of the run; the time when null.")
+        parser.add_argument(
+            "--ema_decay",
+            type=float | None,
+            default=0.999,
+            help="Decay for each step of the moving average of the weights; null trains without.",
+        )
+        parser.add_argument(
+            "--checkpoint_every_n_steps",
+            type=int,
+            default=500,
+            help="last.ckpt is written this often, and at the end of every epoch.",
+        )
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def before_instantiate_classes(self) -> None:
+        """Find or make the run folder, and turn ``last`` and ``best`` into paths."""
+        config = self.config[self.subcommand]
+        root = Path(config.trainer.default_root_dir or "runs")
+        wanted = config.get("ckpt_path")
+        if self.subcommand == "fit":
+            self._prepare_fit(config, root, None if wanted is None else str(wanted))
+            return
+        self.checkpoint = evaluation_checkpoint(wanted, root, self.job.name, config.run)
+        # The weights are loaded by hand: Lightning would restore the callbacks of the training as well.
+        config.ckpt_path = None
+
+    def _prepare_fit(self, config: Any, root: Path, wanted: str | None) -> None:
+        resume: Path | None = None
+        if wanted == "last":
+            folder, resume = find_last(root, self.job.name, config.run)
+            self.run_folder = folder or self._new_run(root, config.run)
+            rank_zero_info(f"Continuing {resume}" if resume else f"{self.run_folder}: no checkpoint yet, starting anew")
+        elif wanted is not None:
+            resume = Path(wanted)
+            self.run_folder = run_of(resume)
+        else:
+            self.run_folder = self._new_run(root, config.run)
+        config.ckpt_path = None if resume is None else str(resume)
+        if rank_zero_only.rank == 0:
+            remove_torn_files(self.run_folder / "checkpoints")
+            self._write_config()
+
+    def _new_run(self, root: Path, name: str | None) -> Path:
+        # Only one process makes the folder; the others never write.
+        return new_run(root, self.job.name, name) if rank_zero_only.rank == 0 else root / self.job.name / "other"
+
+    def _write_config(self) -> None:
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        path = self.run_folder / "config.yaml"
+        if not path.is_file():
+            write_text(path, text)
+        elif _without_resume(path.read_text(encoding="utf-8")) != _without_resume(text):
+            rank_zero_warn(f"The configuration differs from {path}, with which this run was begun.")
+
+    def instantiate_classes(self) -> None:
+        """Make the objects; the network remembers the class path it was made from."""
+        super().instantiate_classes()
+        network = self.config[self.subcommand].model.get("network")
+        if network is not None and hasattr(network, "class_path"):
+            init_args = network.get("init_args")
+            remember(self.model.network, network.class_path, init_args.as_dict() if init_args else {})
+        if self.subcommand in _EVALUATIONS:
+            self.model.load_checkpoint(self.checkpoint)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """A Trainer that writes into the run folder only."""
+        config = self.config[self.subcommand]
+        own: list[Any] = []
+        logger: Any = False
+        if self.subcommand == "fit":
+            resume = config.ckpt_path
+            step = None if resume is None else int(read_checkpoint(resume)["global_step"])
+            logger = MetricsCSV(self.run_folder, step)
+            own = checkpoint_callbacks(
+                self.run_folder / "checkpoints", self.job.monitor, self.job.mode, config.checkpoint_every_n_steps
+            )
+            own += [RandomStates()] + ([] if config.ema_decay is None else [EMA(config.ema_decay)])
+        settings = self._get(self.config_init, "trainer", default={})
+        callbacks = _as_list(settings.get("callbacks")) + own
+        plugins = [*_as_list(settings.get("plugins")), AtomicCheckpointIO()]
+        return super().instantiate_trainer(logger=logger, callbacks=callbacks, plugins=plugins, **kwargs)
+
+    def before_fit(self) -> None:
+        """Write ``run.json``, once the data have been looked at."""
+        if rank_zero_only.rank == 0:
+            self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+        if rank_zero_only.rank == 0:
+            trained = sum(p.numel() for p in self.model.network.parameters() if p.requires_grad)
+            seed = self.config.fit.seed_everything
+            write_run_record(
+                self.run_folder, seed, self.datamodule.describe(), type(self.model.network).__name__, trained
+            )
+            print(f"Run folder: {self.run_folder}")
+
+    def after_fit(self) -> None:
+        """The job's own ending, unless training was interrupted."""
+        if not self.trainer.interrupted:
+            folder = Path(self.trainer.strategy.broadcast(str(self.run_folder)))
+            self.job.after_fit(self.trainer, self.model, self.datamodule, folder / "checkpoints" / BEST)
+
+    def before_test(self) -> None:
+        """The job's own preparation."""
+        self.job.before_test(self.trainer, self.model, self.datamodule, self.checkpoint)
+
+    def after_test(self) -> None:
+        """The job's own report."""
+        self.job.after_test(self.trainer, self.model, self.datamodule, self.checkpoint)
+
+    def after_predict(self) -> None:
+        """The job's own output."""
+        self.job.after_predict(self.trainer, self.model, self.datamodule, self.checkpoint)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _without_resume(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith(("ckpt_path:", "run:", "#"))]
+
+
+def evaluation_checkpoint(wanted: Any, root: Path, job: str, run: str | None) -> Path:
+    """The checkpoint to evaluate: a path as it is; ``best`` (also when None) and ``last`` of the newest run.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if wanted not in (None, "best", "last"):
+        return Path(str(wanted))
+    folder, last = find_last(root, job, run)
+    path = last if folder is None or wanted == "last" else folder / "checkpoints" / BEST
+    if path is None or not path.is_file():
+        raise CheckpointError(
+            f"There is no finished run in {(root / job).resolve()}. Train one, or give --ckpt_path a file."
+        )
+    return path
+
+
+def arguments_from_checkpoint(job: str, args: Sequence[str]) -> list[str]:
+    """Complete the command line of an evaluation by what the checkpoint says about network and normalisation.
+
+    So `test --ckpt_path RUN/checkpoints/best.ckpt --data.root DIR` is enough. The network and the normalisation of the
+    checkpoint win over a ``--config``; its other settings are defaults.
+
+    Args:
+        job: name of the job.
+        args: such as ``["test", "--ckpt_path", "x.ckpt"]``.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read, or names a network that is not trusted.
+    """
+    args = list(args)
+    if not args or args[0] not in _EVALUATIONS or "--help" in args or "-h" in args:
+        return args
+    root = Path(_option(args, "--trainer.default_root_dir") or "runs")
+    path = evaluation_checkpoint(_option(args, "--ckpt_path"), root, job, _option(args, "--run"))
+    stored = read_biocnn_checkpoint(path)["biocnn"]
+    settings = {name: json.dumps(value) for name, value in stored["settings"].items()}
+    before = [f"--model.{name}={value}" for name, value in settings.items() if name not in _FIXED_SETTINGS]
+    after = [f"--model.{name}={value}" for name, value in settings.items() if name in _FIXED_SETTINGS]
+    network = stored["network"]
+    if network is not None:
+        if not is_trusted(network["class_path"]):
+            raise CheckpointError(f"{path} names the network {network['class_path']!r}, which is not trusted.")
+        after.append(f"--model.network={json.dumps(network)}")
+    elif _option(args, "--config") is None and _option(args, "-c") is None:
+        raise CheckpointError(
+            f"{path} holds the weights of a {stored['network_name']}, which is not made by name. Give the --config "
+            "that it was trained with."
+        )
+    return [args[0], *before, *args[1:], *after]
+
+
+def _option(args: Sequence[str], name: str) -> str | None:
+    for position, argument in enumerate(args):
+        if argument == name and position + 1 < len(args):
+            return args[position + 1]
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def run_pipeline(job: Job, args: Sequence[str] | None = None) -> int:
+    """Run a pipeline script; errors that a user can act on are printed without a traceback.
+
+    Args:
+        job: what to run.
+        args: command line; that of the process when None.
+
+    Returns:
+        Exit code: 0, or 2 after an error in the input.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    _quieten()
+    try:
+        PipelineCLI(job, arguments_from_checkpoint(job.name, given))
+    except BiocnnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _quieten() -> None:
+    # Lightning asks not to mix args with those of the process; here they are the same, completed.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    # Advertisements for other packages are no news about a run.
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
