@@ -23,8 +23,6 @@ from biocnn.data.patches import HASH_BYTES, open_patch_source, read_meta_column
 from biocnn.data.verify import Progress
 from biocnn.errors import DataError, DatasetNotFoundError
 
-_TRUE, _FALSE = (b"true", b"1", b"1.0"), (b"false", b"0", b"0.0")
-
 
 def audit_patches(manifest: Manifest, root: Path, decode: bool, progress: Progress | None) -> Audit:
     """Audit of every split; see :func:`biocnn.data.audit.full_audit`."""
@@ -133,10 +131,10 @@ def _check_meta(
         return None
     path = root / split.meta
     if manifest.label_column is not None:
-        values = np.char.lower(read_meta_column(path, manifest.label_column))
-        if len(values) != count:
-            raise DataError(f"{path} has {len(values):,} rows for {count:,} patches. They do not belong together.")
-        truth = np.where(np.isin(values, _TRUE), 1, np.where(np.isin(values, _FALSE), 0, -1))
+        values, inverse = np.unique(read_meta_column(path, manifest.label_column), return_inverse=True)
+        truth = np.array([_as_label(value.decode()) for value in values], np.int64)[inverse]
+        if len(truth) != count:
+            raise DataError(f"{path} has {len(truth):,} rows for {count:,} patches. They do not belong together.")
         if len(differing := np.flatnonzero(truth != labels)):
             findings.append(
                 Finding(
@@ -156,6 +154,12 @@ def _check_meta(
             Finding("warning", f"{name}: {len(empty):,} patches have no {manifest.group.column!r} in {path}.")
         )
     return members
+
+
+def _as_label(text: str) -> int:
+    """Label that a cell of a CSV stands for: a number, or True and False as pandas writes them; -1 for other text."""
+    text = {"true": "1", "false": "0"}.get(text.lower(), text).removesuffix(".0")
+    return int(text) if text.isdecimal() else -1
 
 
 def _balance(manifest: Manifest, labels: np.ndarray) -> str:

@@ -142,6 +142,8 @@ class DataModule(pl.LightningDataModule):
             worker_init_fn=_limit_threads if workers else None,
             multiprocessing_context=self.start_method if workers else None,
             persistent_workers=workers > 0,
+            # Without it a loader draws from the global random state whenever it is iterated.
+            generator=torch.Generator().manual_seed(self.seed),
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

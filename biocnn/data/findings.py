@@ -75,9 +75,9 @@ def make_audit(name: str, rows: Iterable[AuditRow], findings: Iterable[Finding])
 
 def listed(names: Iterable[object]) -> str:
     """The first five names, and how many more there are."""
-    names = [str(name) for name in names]
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + more
 
 
 def count_finding(split: str, found: int, expected: int | None) -> list[Finding]:

@@ -276,17 +276,18 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), part) if part.isdigit() else (1, 0, part.lower()) for part in parts]
 
 
-_WILDCARD = re.compile(r"\*\*/|\*|\?|\[[^\]]+\]")
+_WILDCARDS = re.compile(r"(?:\*\*/|\*|\?|\[[^\]]+\])+")
+_WILDCARD_REGEX = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
 
 
 def _pattern_regex(pattern: str) -> re.Pattern[str]:
-    """Regular expression of a glob with one group per wildcard."""
+    """Regular expression of a glob, with one group for every run of adjacent wildcards."""
     pieces, position = [], 0
-    for wildcard in _WILDCARD.finditer(pattern):
-        pieces.append(re.escape(pattern[position : wildcard.start()]))
-        token = wildcard.group()
-        pieces.append({"**/": "(.*/)?", "*": "([^/]*)", "?": "([^/])"}.get(token, f"({token.replace('[!', '[^')})"))
-        position = wildcard.end()
+    for run in _WILDCARDS.finditer(pattern):
+        tokens = re.findall(r"\*\*/|\*|\?|\[[^\]]+\]", run.group())
+        group = "".join(_WILDCARD_REGEX.get(token, token.replace("[!", "[^")) for token in tokens)
+        pieces += [re.escape(pattern[position : run.start()]), f"({group})"]
+        position = run.end()
     return re.compile("".join(pieces) + re.escape(pattern[position:]))
 
 
@@ -311,7 +312,7 @@ def match_files(root: str | Path, pattern: str) -> dict[str, Path]:
         match = regex.fullmatch(relative)
         if match is None or path.name.startswith(".") or not path.is_file():
             continue
-        groups = [group or "" for group in match.groups()]
+        groups = list(match.groups())
         if pattern.endswith(".*"):
             groups = groups[:-1]
         elif pattern.endswith("*"):

@@ -70,7 +70,7 @@ def mismatch(path: Path, size: int | None, sha256: str | None, md5: str | None) 
         return f"has {found:,} bytes, expected {size:,}"
     for algorithm, expected in (("sha256", sha256), ("md5", md5)):
         if expected is not None and (digest := file_digest(path, algorithm)) != expected:
-            return f"has {algorithm} {digest}, expected {expected}"
+            return f"has {algorithm} {digest[:12]}..., expected {expected[:12]}..."
     return None
 
 

@@ -51,6 +51,12 @@ class SmallDenseNet(nn.Module):
         compression: share of the channels that a transition keeps.
         stem_stride: 2 for 96 px patches at 10x; 1 keeps all detail at four times the cost.
         dropout: probability of dropping a feature before the last linear layer.
+        centre: side of the centre that the label is about, as a share of the patch; 1/3 for the 32 px of a 96 px
+            PCam patch. Features are averaged over the centre and over the whole patch, and both are classified. None
+            averages over the whole patch only.
+
+    Raises:
+        ValueError: if `centre` is not in 0..1.
     """
 
     def __init__(
@@ -63,8 +69,11 @@ class SmallDenseNet(nn.Module):
         compression: float = 0.5,
         stem_stride: int = 2,
         dropout: float = 0.1,
+        centre: float | None = 1 / 3,
     ) -> None:
         super().__init__()
+        if centre is not None and not 0 < centre <= 1:
+            raise ValueError(f"centre must be in 0..1, received {centre}.")
         self.init_args = {
             "in_channels": in_channels,
             "num_logits": num_logits,
@@ -74,7 +83,9 @@ class SmallDenseNet(nn.Module):
             "compression": compression,
             "stem_stride": stem_stride,
             "dropout": dropout,
+            "centre": centre,
         }
+        self.centre = centre
         self.stem = nn.Conv2d(in_channels, stem_channels, 5, stride=stem_stride, padding=2, bias=False)
         channels = stem_channels
         blocks: list[nn.Module] = []
@@ -89,7 +100,7 @@ class SmallDenseNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(channels)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(channels, num_logits)
+        self.classifier = nn.Linear(channels if centre is None else 2 * channels, num_logits)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
@@ -99,5 +110,21 @@ class SmallDenseNet(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (B, num_logits) of normalised images (B, C, H, W) of any size from 32 px."""
         features = F.relu(self.norm(self.blocks(self.stem(image.contiguous(memory_format=torch.channels_last)))))
-        logits: torch.Tensor = self.classifier(self.dropout(features.mean((2, 3))))
+        pooled = features.mean((2, 3))
+        if self.centre is not None:
+            pooled = torch.cat([pooled, centre_mean(features, self.centre)], 1)
+        logits: torch.Tensor = self.classifier(self.dropout(pooled))
         return logits
+
+
+def centre_mean(features: torch.Tensor, share: float) -> torch.Tensor:
+    """Mean over the centre of (B, C, H, W): as many rows and columns as are nearest to `share` and lie centred.
+
+    The number of rows has the parity of H, so that the centre is a symmetric block of whole cells; so do columns.
+
+    >>> centre_mean(torch.arange(36.0).reshape(1, 1, 6, 6), 1 / 3)  # cells 14, 15, 20 and 21
+    tensor([[17.5000]])
+    """
+    margins = [max(0, min((size - 1) // 2, round(size * (1 - share) / 2))) for size in features.shape[2:]]
+    rows, columns = (slice(margin, size - margin) for margin, size in zip(margins, features.shape[2:], strict=True))
+    return features[:, :, rows, columns].mean((2, 3))
