@@ -35,8 +35,18 @@ def test_help_and_version(capsys):
     assert "--quick" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["data", "verify", "drive", "--root", "."]])
-def test_no_verb_but_audit_needs_torch(arguments, tmp_path):
+@pytest.mark.parametrize("verb", ["--help", "init", "verify", "audit", "fetch"])
+def test_no_verb_of_data_imports_torch(verb, tmp_path):
+    draw(tmp_path / "lab")
+    main(["data", "init", str(tmp_path / "lab")])
+    manifest = tmp_path / "lab" / "lab.yaml"
+    if verb == "--help":
+        arguments = ["--help"]
+    elif verb == "init":
+        manifest.unlink()
+        arguments = ["data", "init", str(tmp_path / "lab")]
+    else:
+        arguments = ["data", verb, str(manifest), "--root", str(tmp_path / "lab")]
     code = (
         "import sys\nfrom biocnn.cli import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"

@@ -79,8 +79,7 @@ class DataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or 4 * batch_size
         self.num_workers, self.start_method, self.seed = num_workers, start_method, seed
-        self._sampler: EpochSampler | None = None
-        self._position = {"epoch": -1, "consumed": 0, "seed": seed}
+        self._position = {"epoch": 0, "consumed": 0, "seed": seed}
 
     @abstractmethod
     def dataset(self, split: str) -> ItemDataset:
@@ -99,9 +98,11 @@ class DataModule(pl.LightningDataModule):
                 f"{len(dataset)} training items do not fill one batch of {self.batch_size} on each of "
                 f"{world_size} process(es). Set data.batch_size to at most {len(dataset) // world_size}."
             )
-        self._sampler = EpochSampler(len(dataset), self.seed, rank, world_size)
-        self._sampler.resume(self._position["epoch"], self._position["consumed"])
-        return self._loader(dataset, self._sampler, self.batch_size, drop_last=True)
+        sampler = EpochSampler(len(dataset), self.seed, rank, world_size)
+        sampler.resume(self._position["epoch"], self._position["consumed"])
+        # Lightning sets the epoch only after it has made the iterator, and workers read ahead at once.
+        sampler.set_epoch(self._position["epoch"])
+        return self._loader(dataset, sampler, self.batch_size, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Validation batches, in order."""
@@ -151,17 +152,16 @@ class DataModule(pl.LightningDataModule):
         return to_float(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, items consumed in it per process, and seed."""
+        """Epoch to go on in, items consumed in it by each process, and seed."""
         if self.trainer is None:
             return dict(self._position)
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        loop = self.trainer.fit_loop
+        epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
         # `processed`, not `completed`: a checkpoint written in on_train_batch_end sees its own batch as processed
-        # but not yet as completed.
-        return {
-            "epoch": self.trainer.current_epoch,
-            "consumed": progress.processed * self.batch_size,
-            "seed": self.seed,
-        }
+        # but not yet as completed. In on_train_epoch_end the epoch is processed as well, and the next one begins.
+        between_epochs = epochs.processed > epochs.completed
+        consumed = 0 if between_epochs else batches.processed * self.batch_size
+        return {"epoch": epochs.processed, "consumed": consumed, "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at the stored position.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from biocnn.files import atomic_path, write_json
+from biocnn.files import atomic_path
 from biocnn.metrics.binary import accuracy, auroc, negative_log_likelihood
 from biocnn.metrics.calibration import Calibration
 from biocnn.metrics.evaluation import evaluate_binary
@@ -127,7 +127,9 @@ def write_figures(folder: Path, tested: Tested, mistakes: np.ndarray, metrics: d
     """
     low, high = metrics.get("auroc_low"), metrics.get("auroc_high")
     interval = None if low is None or high is None else (low, high)
-    save_figure(roc_figure(tested.label, tested.probability, interval, tested.calibration.threshold), folder / "roc.png")
+    save_figure(
+        roc_figure(tested.label, tested.probability, interval, tested.calibration.threshold), folder / "roc.png"
+    )
     before = Calibration().apply(tested.logit.mean(1))
     save_figure(reliability_figure(tested.label, before, tested.probability), folder / "reliability.png")
     where = most_confident_mistakes(tested.label, tested.probability)

@@ -12,7 +12,7 @@ from torch import nn
 
 import biocnn
 from biocnn.checkpoints import CHECKPOINT_FORMAT, read_biocnn_checkpoint
-from biocnn.errors import CheckpointError
+from biocnn.errors import CheckpointError, DataError
 from biocnn.networks.spec import describe
 
 Stage = Literal["train", "val", "test"]
@@ -73,6 +73,12 @@ class Task(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
         """One training step; stops with the ids of the batch when the loss is not finite."""
         loss = self._step(batch, "train")
+        if not torch.isfinite(loss):
+            names = ", ".join(batch.get("id", [])[:8]) or "without ids"
+            raise DataError(
+                f"The loss is {loss.item()} in step {self.global_step} of epoch {self.current_epoch}, batch of {names}, "
+                "... Look at these images for NaN; if they are sound, lower model.lr."
+            )
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["image"]))
         return loss
 

@@ -94,8 +94,7 @@ class ClassificationTask(Task):
         gathered = self.val_predictions.compute()
         # The metric stays full outside `fit`, so that `calibrate_on_validation` can use it.
         logit, label = gathered["logit"].mean(1).double().cpu().numpy(), gathered["label"].cpu().numpy()
-        fitting = self.trainer.state.fn == "fit"
-        if fitting:
+        if self.trainer.state.fn == "fit":
             self.val_predictions.reset()
         probability = Calibration().apply(logit)
         values = {
@@ -105,7 +104,7 @@ class ClassificationTask(Task):
             "val_ece": expected_calibration_error(label, probability),
         }
         # Every process has computed the same values from all predictions, so there is nothing to reduce.
-        self.log_dict({name: torch.tensor(value) for name, value in values.items()}, prog_bar=True, logger=fitting)
+        self.log_dict({name: torch.tensor(value) for name, value in values.items()}, prog_bar=True)
 
     def calibrate_on_validation(self, groups: Sequence[str] | None, seed: int = 0) -> Calibration:
         """Fit temperature and threshold to the predictions of the last `Trainer.validate`.

@@ -187,6 +187,7 @@ class PipelineCLI(LightningCLI):
     def after_fit(self) -> None:
         """The job's own ending, unless training was interrupted."""
         if not self.trainer.interrupted:
+            self.trainer.logger = None  # what follows is no part of the learning curves
             folder = Path(self.trainer.strategy.broadcast(str(self.run_folder)))
             self.job.after_fit(self.trainer, self.model, self.datamodule, folder / "checkpoints" / BEST)
 

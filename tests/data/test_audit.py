@@ -239,6 +239,13 @@ def test_the_same_pixels_in_another_file_format(masks, masks_manifest):
     assert "1 images of test are in train as well, pixel by pixel: test/images/p6_a.png" in error
 
 
+def test_equal_bytes_of_another_shape_are_no_duplicate(masks, masks_manifest, save_image):
+    pixels = noise(8, 6)
+    save_image(masks / "train/images/p0_a.png", pixels)
+    save_image(masks / "test/images/p6_a.png", pixels.reshape(6, 8))
+    assert "pixel by pixel" not in texts(full_audit(masks_manifest, masks), "error")
+
+
 def test_wrong_type_channels_size_and_damage(masks, masks_manifest, save_image):
     save_image(masks / "train/images/p0_a.png", RNG.integers(0, 4096, (8, 6)).astype(np.uint16))
     save_image(masks / "train/images/p1_a.png", noise(8, 6, 4))
@@ -296,6 +303,9 @@ def test_point_tables_and_jpeg_dots(tmp_path, save_image):
     (tmp_path / "c.csv").write_text("row,column\n1,left\n")
     with pytest.raises(DataError, match=r"c.csv: line 2 holds no point"):
         read_points(tmp_path / "c.csv")
+    soft = np.array([[0, 200, 60], [0, 0, 210]], np.uint8)  # a dot image that was resampled
+    save_image(tmp_path / "soft.png", soft)
+    assert read_points(tmp_path / "soft.png").tolist() == [[0, 1], [1, 2]]
     dots = np.zeros((64, 64), np.uint8)
     dots[[10, 20, 41], [10, 50, 33]] = 255
     save_image(tmp_path / "dots.jpeg", dots, quality=95)

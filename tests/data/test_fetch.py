@@ -201,6 +201,13 @@ def test_the_mirror_helps_out(site, make_manifest, tmp_path, fault):
     assert [path for path, _, _ in site.log] == ["/x.bin", "/mirror"]
 
 
+def test_a_web_page_instead_of_the_file_is_recognised_without_a_checksum(site, make_manifest, tmp_path):
+    site.faults["/x.bin"] = ["html"]
+    with pytest.raises(DownloadError, match="answered with a web page instead of the file"):
+        fetch(make_manifest(files=(described(site, bytes=None, sha256=None),)), tmp_path)
+    assert names(tmp_path) == []
+
+
 def test_the_mirror_goes_on_with_the_part_of_the_first_address(site, make_manifest, tmp_path):
     site.faults["/x.bin"] = ["drop", "404"]
     site.files["/mirror"] = BODY

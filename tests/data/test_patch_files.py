@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.conftest import draw_patches, write_split
 
 from biocnn.data.manifest import load_manifest
 from biocnn.data.patch_files import open_patch_images
 from biocnn.errors import DataError, DatasetNotFoundError
+from tests.conftest import draw_patches, write_split
 
 PCAM = load_manifest("pcam")
 

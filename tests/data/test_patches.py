@@ -3,11 +3,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from tests.conftest import SHARED_DATA, draw_patches, write_split
 
 from biocnn.data.manifest import Manifest, load_manifest
 from biocnn.data.patches import first_occurrences, open_patch_source, read_meta_column
 from biocnn.errors import DataError, DatasetNotFoundError, ManifestError
+from tests.conftest import SHARED_DATA, draw_patches, write_split
 
 PCAM = load_manifest("pcam")
 

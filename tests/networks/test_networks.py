@@ -1,0 +1,115 @@
+import pytest
+import torch
+from torch import nn
+
+from biocnn.networks import Backbone, LeNet5, SmallDenseNet
+from biocnn.networks.backbones import load_weights, replace_head
+from biocnn.networks.densenet import centre_mean
+from biocnn.networks.spec import build, describe
+
+NETWORKS = [
+    LeNet5(),
+    SmallDenseNet(layers=(1, 2)),
+    SmallDenseNet(layers=(1, 1), centre=None, stem_stride=1),
+    Backbone("torchvision.models.resnet18", small_stem=True),
+    Backbone("torchvision.models.squeezenet1_1"),
+    Backbone("timm.resnet10t"),
+]
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: type(network).__name__)
+def test_contract_of_every_network(network: nn.Module) -> None:
+    network.eval()
+    image = torch.rand(3, 3, 96, 96, requires_grad=True)
+    logits = network(image)
+    assert logits.shape == (3, 1)
+    assert not torch.equal(logits[0], logits[1])
+    logits.sum().backward()
+    assert image.grad is not None
+    assert (image.grad != 0).flatten(1).any(1).all()  # every image reaches its logit
+    spec = describe(network)
+    assert spec is not None
+    again = build(spec)
+    again.load_state_dict(network.state_dict())
+    with torch.inference_mode():
+        torch.testing.assert_close(again.eval()(image), logits, rtol=0, atol=0)
+
+
+def test_samples_do_not_mix_in_evaluation() -> None:
+    network = SmallDenseNet(layers=(1, 2)).eval()
+    image = torch.rand(4, 3, 96, 96)
+    with torch.inference_mode():
+        alone = torch.cat([network(image[item : item + 1]) for item in range(4)])
+        torch.testing.assert_close(network(image), alone, rtol=1e-4, atol=1e-5)  # other kernels for other batch sizes
+
+
+def test_lenet_names_the_size_it_was_made_for() -> None:
+    with pytest.raises(ValueError, match=r"made for 96x96 px, received \(1, 3, 64, 64\)"):
+        LeNet5()(torch.rand(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="at least 16x16 px"):
+        LeNet5(input_size=12)
+    assert LeNet5(input_size=64)(torch.rand(1, 3, 64, 64)).shape == (1, 1)
+
+
+@pytest.mark.parametrize(("size", "cells"), [(6, 2), (12, 4), (7, 3), (5, 1), (1, 1)])
+def test_centre_is_symmetric(size: int, cells: int) -> None:
+    inside = torch.zeros(size, size)
+    margin = (size - cells) // 2
+    inside[margin : size - margin, margin : size - margin] = 1
+    features = torch.rand(2, 3, size, size)
+    expected = (features * inside).sum((2, 3)) / inside.sum()
+    torch.testing.assert_close(centre_mean(features, 1 / 3), expected)
+
+
+def test_densenet_sees_where_things_are() -> None:
+    with pytest.raises(ValueError, match=r"centre must be in 0\.\.1"):
+        SmallDenseNet(centre=1.5)
+
+
+def test_head_of_any_classifier_is_replaced() -> None:
+    nested = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 1000)))
+    assert replace_head(nested, 1)(torch.rand(2, 3, 2, 2)).shape == (2, 1)
+    with pytest.raises(ValueError, match="no linear layer to replace"):
+        replace_head(nn.Sequential(nn.ReLU()), 1)
+
+
+def test_unknown_architectures_are_named() -> None:
+    with pytest.raises(ValueError, match="torchvision has no classifier 'resnet17'"):
+        Backbone("torchvision.models.resnet17")
+    with pytest.raises(ValueError, match="timm has no model 'resnet17x'"):
+        Backbone("timm.resnet17x")
+    with pytest.raises(ValueError, match=r"'torchvision\.models\.<name>' or 'timm\.<name>', received 'resnet18'"):
+        Backbone("resnet18")
+    with pytest.raises(ValueError, match="small_stem needs a network with conv1"):
+        Backbone("torchvision.models.squeezenet1_1", small_stem=True)
+
+
+def test_small_stem_keeps_the_resolution() -> None:
+    network = Backbone("torchvision.models.resnet18", small_stem=True).network
+    assert network.layer1(network.maxpool(network.conv1(torch.rand(1, 3, 96, 96)))).shape[2:] == (96, 96)
+
+
+def test_weights_from_a_file_and_their_errors(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from biocnn.errors import CheckpointError
+
+    donor = Backbone("torchvision.models.resnet18", num_logits=5)
+    torch.save(donor.network.state_dict(), tmp_path / "weights.pt")
+    taken = Backbone("torchvision.models.resnet18", weights=str(tmp_path / "weights.pt"))
+    assert torch.equal(taken.network.layer4[1].conv2.weight, donor.network.layer4[1].conv2.weight)
+    assert taken.network.fc.out_features == 1
+    assert describe(taken) == {
+        "class_path": "biocnn.networks.backbones.Backbone",
+        "init_args": {
+            "architecture": "torchvision.models.resnet18",
+            "num_logits": 1,
+            "weights": None,  # a checkpoint holds the weights; making the network again must not need the file
+            "small_stem": False,
+        },
+    }
+    with pytest.raises(CheckpointError, match="no weights file"):
+        load_weights(taken.network, tmp_path / "missing.pt")
+    (tmp_path / "text.pt").write_text("no weights")
+    with pytest.raises(CheckpointError, match="not a file of weights that torch can load safely"):
+        load_weights(taken.network, tmp_path / "text.pt")
+    with pytest.raises(CheckpointError, match=r"tensors fit LeNet5\. It holds the weights of another"):
+        load_weights(LeNet5(), tmp_path / "weights.pt")
