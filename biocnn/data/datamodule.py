@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from biocnn.data.dataset import Batch, ItemDataset, as_batch, to_float
@@ -137,7 +137,7 @@ class DataModule(pl.LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             num_workers=workers,
-            collate_fn=as_batch,
+            collate_fn=as_batch,  # type: ignore[arg-type]  # `__getitems__` returns a batch, not a list
             pin_memory=accelerator == "cuda",
             drop_last=drop_last,
             worker_init_fn=_limit_threads if workers else None,
@@ -156,7 +156,8 @@ class DataModule(pl.LightningDataModule):
         if self.trainer is None:
             return dict(self._position)
         loop = self.trainer.fit_loop
-        epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
+        epochs: Any = loop.epoch_progress.current
+        batches: Any = loop.epoch_loop.batch_progress.current
         # `processed`, not `completed`: a checkpoint written in on_train_batch_end sees its own batch as processed
         # but not yet as completed. In on_train_epoch_end the epoch is processed as well, and the next one begins.
         between_epochs = epochs.processed > epochs.completed

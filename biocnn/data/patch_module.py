@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info
 
 from biocnn.data.audit import quick_audit
 from biocnn.data.augmentation import Augmentation, PatchAugmentation
@@ -59,7 +59,8 @@ class PatchDataModule(DataModule):
         self.root, self.manifest = Path(root), load_manifest(manifest)
         if self.manifest.kind != "patches-hdf5":
             raise ManifestError(
-                f"Manifest {self.manifest.name!r} is of kind {self.manifest.kind!r}; this pipeline reads 'patches-hdf5'."
+                f"Manifest {self.manifest.name!r} is of kind {self.manifest.kind!r}; this pipeline reads "
+                "'patches-hdf5'."
             )
         self.augmentation = PatchAugmentation() if augmentation is None else augmentation
         self.unique_only, self.folds, self.fold, self.images = unique_only, folds, fold, images
@@ -193,4 +194,4 @@ def report_quick_audit(manifest: Manifest, root: Path) -> None:
             + f"\nSee `biocnn data audit {manifest.name} --root {root}`."
         )
     for finding in audit.findings:
-        (rank_zero_warn if finding.level == "warning" else rank_zero_info)(f"data audit: {finding.text}")
+        rank_zero_info(f"data audit, {finding.level}: {finding.text}")

@@ -138,7 +138,7 @@ def open_patch_source(manifest: Manifest, root: str | Path, split: str) -> Patch
     if split not in manifest.splits:
         raise ManifestError(f"Manifest {manifest.name!r} has no split {split!r}; it has {list(manifest.splits)}.")
     root = Path(root)
-    parts: Split = manifest.splits[split]  # type: ignore[index]
+    parts: Split = manifest.splits[split]
     check_files_exist(manifest, root, split)
     images = map_array(root / parts.images, manifest.image_key)
     _check_images(manifest, root / parts.images, images)

@@ -1,17 +1,12 @@
 """Samplers whose order depends on nothing but (seed, epoch), and whose position can be restored."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data.distributed import DistributedSampler
 
-
-class ItemKey(NamedTuple):
-    """Names one item of one epoch: all that its augmentation depends on besides the seed."""
-
-    epoch: int
-    index: int
+ItemKey = tuple[int, int]
+"""(epoch, index): names one item of one epoch, all that its augmentation depends on besides the seed."""
 
 
 class EpochSampler(DistributedSampler[ItemKey]):
@@ -54,7 +49,7 @@ class EpochSampler(DistributedSampler[ItemKey]):
         mine = order[self.rank : len(self) * self.num_replicas : self.num_replicas]
         start = self._skipped if self.epoch == self._resumed_epoch else 0
         for index in mine[start:].tolist():
-            yield ItemKey(self.epoch, index)
+            yield self.epoch, index
 
 
 class ShardSampler(DistributedSampler[ItemKey]):
@@ -72,4 +67,4 @@ class ShardSampler(DistributedSampler[ItemKey]):
         return len(self._range)
 
     def __iter__(self) -> Iterator[ItemKey]:
-        return (ItemKey(0, index) for index in self._range)
+        return ((0, index) for index in self._range)

@@ -105,7 +105,7 @@ class SmallDenseNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
         # Concatenations and narrow convolutions run 1.5 times as fast in this layout on CPUs and on tensor cores.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (B, num_logits) of normalised images (B, C, H, W) of any size from 32 px."""

@@ -57,6 +57,8 @@ class Task(pl.LightningModule):
         self.network, self.loss = network, loss
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
         self.register_buffer("mean", torch.tensor(self.image_mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.image_std).view(1, -1, 1, 1), persistent=False)
         self.data_description: dict[str, Any] = {}
@@ -76,8 +78,8 @@ class Task(pl.LightningModule):
         if not torch.isfinite(loss):
             names = ", ".join(batch.get("id", [])[:8]) or "without ids"
             raise DataError(
-                f"The loss is {loss.item()} in step {self.global_step} of epoch {self.current_epoch}, batch of {names}, "
-                "... Look at these images for NaN; if they are sound, lower model.lr."
+                f"The loss is {loss.item()} in step {self.global_step} of epoch {self.current_epoch}, batch of {names} "
+                "and so on. Look at these images for NaN; if they are sound, lower model.lr."
             )
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["image"]))
         return loss

@@ -83,11 +83,11 @@ class ClassificationTask(Task):
     def _step(self, batch: dict[str, Any], stage: Stage) -> torch.Tensor:
         target = batch["label"]
         if stage == "train":
-            return self.loss(self.logits(batch["image"]), target.float())  # type: ignore[no-any-return]
+            return self.loss(self.logits(batch["image"]), target.float())
         fitting = self.trainer.state.fn == "fit"
         logits = view_logits(self.logits, batch["image"], 1 if fitting else self.views)
         (self.val_predictions if stage == "val" else self.test_predictions).update(batch["index"], logits, target)
-        return self.loss(logits.mean(1), target.float())  # type: ignore[no-any-return]
+        return self.loss(logits.mean(1), target.float())
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics of the whole set, over all processes."""
@@ -103,8 +103,8 @@ class ClassificationTask(Task):
             "val_accuracy": accuracy(label, probability),
             "val_ece": expected_calibration_error(label, probability),
         }
-        # Every process has computed the same values from all predictions, so there is nothing to reduce.
-        self.log_dict({name: torch.tensor(value) for name, value in values.items()}, prog_bar=True)
+        # Every process has computed the same values from all predictions; their mean is the same again.
+        self.log_dict({name: torch.tensor(value) for name, value in values.items()}, prog_bar=True, sync_dist=True)
 
     def calibrate_on_validation(self, groups: Sequence[str] | None, seed: int = 0) -> Calibration:
         """Fit temperature and threshold to the predictions of the last `Trainer.validate`.

@@ -66,10 +66,12 @@ class RandomStates(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """States of Python, numpy and torch, as plain data and tensors."""
-        name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+        state = np.random.get_state(legacy=False)  # noqa: NPY002 - the global state that user code may draw from
+        assert isinstance(state, dict)  # what legacy=False returns
+        generator = {**state["state"], "key": torch.from_numpy(state["state"]["key"].astype(np.int64))}
         return {
             "python": random.getstate(),
-            "numpy": (name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
+            "numpy": {**state, "state": generator},
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -85,8 +87,9 @@ class RandomStates(Callback):
         stored, self._restored = self._restored, None
         version, internal, gauss = stored["python"]
         random.setstate((version, tuple(internal), gauss))
-        name, keys, position, has_gauss, cached = stored["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+        generator = stored["numpy"]["state"]
+        key = generator["key"].numpy().astype(np.uint32)
+        np.random.set_state({**stored["numpy"], "state": {**generator, "key": key}})  # noqa: NPY002
         torch.set_rng_state(stored["torch"].cpu())
         if len(stored["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in stored["cuda"]])

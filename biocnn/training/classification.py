@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from biocnn.checkpoints import read_biocnn_checkpoint, update_biocnn_section
 from biocnn.data.patch_module import PatchDataModule
@@ -113,7 +113,8 @@ def print_summary(metrics: dict[str, Any], folder: Path) -> None:
         f"test: {metrics['n']:,} patches of {metrics['n_groups']} slides\n"
         f"  AUC {metrics['auroc']:.4f}{interval}\n"
         f"  accuracy {metrics['accuracy']:.4f} at 0.5, {metrics['accuracy_at_threshold']:.4f} at the validation "
-        f"threshold {metrics['threshold']:.3f}; always calling the larger class gives {metrics['accuracy_majority']:.4f}\n"
+        f"threshold {metrics['threshold']:.3f}\n"
+        f"  accuracy of always calling the larger class {metrics['accuracy_majority']:.4f}\n"
         f"  NLL {metrics['nll']:.4f}, Brier {metrics['brier']:.4f}, top-label calibration error {metrics['ece']:.4f}\n"
         f"numbers:  {folder / 'metrics.json'}\n"
         f"table:    {folder / 'predictions.csv'}\n"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from biocnn.checkpoints import (
     BEST,
@@ -111,7 +111,7 @@ class PipelineCLI(LightningCLI):
         if self.subcommand == "fit":
             self._prepare_fit(config, root, None if wanted is None else str(wanted))
             return
-        self.checkpoint = evaluation_checkpoint(wanted, root, self.job.name, config.run)
+        self.checkpoint = Path(evaluation_checkpoint(wanted, root, self.job.name, config.run))
         # The weights are loaded by hand: Lightning would restore the callbacks of the training as well.
         config.ckpt_path = None
 
@@ -127,16 +127,16 @@ class PipelineCLI(LightningCLI):
         else:
             self.run_folder = self._new_run(root, config.run)
         config.ckpt_path = None if resume is None else str(resume)
-        if rank_zero_only.rank == 0:
+        if _is_first_process():
             remove_torn_files(self.run_folder / "checkpoints")
             self._write_config()
 
     def _new_run(self, root: Path, name: str | None) -> Path:
         # Only one process makes the folder; the others never write.
-        return new_run(root, self.job.name, name) if rank_zero_only.rank == 0 else root / self.job.name / "other"
+        return new_run(root, self.job.name, name) if _is_first_process() else root / self.job.name / "other"
 
     def _write_config(self) -> None:
-        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
         path = self.run_folder / "config.yaml"
         if not path.is_file():
             write_text(path, text)
@@ -173,10 +173,10 @@ class PipelineCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Write ``run.json``, once the data have been looked at."""
-        if rank_zero_only.rank == 0:
+        if _is_first_process():
             self.datamodule.prepare_data()
         self.datamodule.setup("fit")
-        if rank_zero_only.rank == 0:
+        if _is_first_process():
             trained = sum(p.numel() for p in self.model.network.parameters() if p.requires_grad)
             seed = self.config.fit.seed_everything
             write_run_record(
@@ -204,6 +204,11 @@ class PipelineCLI(LightningCLI):
         self.job.after_predict(self.trainer, self.model, self.datamodule, self.checkpoint)
 
 
+def _is_first_process() -> bool:
+    # Lightning takes the rank from the launcher's environment when it is imported.
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
 def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
@@ -214,14 +219,14 @@ def _without_resume(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith(("ckpt_path:", "run:", "#"))]
 
 
-def evaluation_checkpoint(wanted: Any, root: Path, job: str, run: str | None) -> Path:
-    """The checkpoint to evaluate: a path as it is; ``best`` (also when None) and ``last`` of the newest run.
+def evaluation_checkpoint(wanted: Any, root: Path, job: str, run: str | None) -> Path | str:
+    """The checkpoint to evaluate: what is given; ``best`` (also when None) and ``last`` of the newest run.
 
     Raises:
         CheckpointError: if there is none.
     """
     if wanted not in (None, "best", "last"):
-        return Path(str(wanted))
+        return str(wanted)  # as it is: a Path would hide that it is a URL
     folder, last = find_last(root, job, run)
     path = last if folder is None or wanted == "last" else folder / "checkpoints" / BEST
     if path is None or not path.is_file():

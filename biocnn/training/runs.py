@@ -1,5 +1,6 @@
 """The run folder: where a run lives, how the newest is found, and the record of what made it."""
 
+import contextlib
 import datetime
 import json
 import platform
@@ -49,7 +50,8 @@ def find_last(root: Path, job: str, name: str | None = None) -> tuple[Path | Non
         name: of the run; the one touched last when None.
 
     Returns:
-        (run folder, checkpoint): ``last.ckpt``, or ``best.ckpt`` if that is torn. The checkpoint is None when the run was killed before its first one, and both are
+        (run folder, checkpoint): ``last.ckpt``, or ``best.ckpt`` if that is torn. The checkpoint is
+        None when the run was killed before its first one, and both are
         None when there is no run.
 
     A checkpoint that cannot be read is named on standard error and passed over.
@@ -98,12 +100,11 @@ def _git_state(folder: Path) -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    installed = {distribution.lower() for distribution in metadata.packages_distributions() if distribution}
     found = {"python": platform.python_version()}
     for name in _RECORDED:
-        if name.replace("-", "_") in installed:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    return found
+    return {**found, "torch": str(torch.__version__)}  # its own attribute names the CUDA build as well
 
 
 def write_run_record(folder: Path, seed: int | None, data: Mapping[str, Any], network: str, parameters: int) -> None:
@@ -112,7 +113,7 @@ def write_run_record(folder: Path, seed: int | None, data: Mapping[str, Any], ne
     An earlier record, of the start that is being resumed, is kept in its ``resumed_from`` list.
     """
     path = folder / "run.json"
-    record = {
+    record: dict[str, Any] = {
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "seed": seed,

@@ -9,7 +9,6 @@ from biocnn.data.augmentation import PatchAugmentation
 from biocnn.data.dataset import ConcatSource, ItemDataset, to_float
 from biocnn.data.manifest import load_manifest
 from biocnn.data.patches import PatchSource, open_patch_source
-from biocnn.data.sampler import ItemKey
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def source(pcam_folder: Path) -> PatchSource:
 
 def test_batch_equals_its_items(source: PatchSource) -> None:
     dataset = ItemDataset(source, np.arange(5, 40), PatchAugmentation(), seed=7)
-    keys = [ItemKey(2, index) for index in (3, 0, 34)]
+    keys = [(2, index) for index in (3, 0, 34)]
     batch = dataset.__getitems__(keys)
     assert batch["image"].shape == (3, 96, 96, 3)
     assert batch["image"].dtype == torch.uint8
@@ -39,7 +38,7 @@ def test_without_augmentation_the_source_comes_through(source: PatchSource) -> N
 def test_augmentation_belongs_to_the_row_not_to_its_place(source: PatchSource) -> None:
     whole = ItemDataset(source, None, PatchAugmentation(), seed=1)
     part = ItemDataset(source, np.array([50, 20]), PatchAugmentation(), seed=1)
-    assert torch.equal(whole[ItemKey(0, 20)]["image"], part[ItemKey(0, 1)]["image"])
+    assert torch.equal(whole[(0, 20)]["image"], part[(0, 1)]["image"])
 
 
 def test_concatenation_reads_rows_of_all_sources(pcam_folder: Path) -> None:

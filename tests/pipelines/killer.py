@@ -32,7 +32,7 @@ class Killer(Callback):
             whole_save(value, path, *args, **kwargs)
             if self.event == "write" and self.left == 1:
                 with open(path, "rb+") as handle:
-                    handle.truncate(os.path.getsize(path) // 2)
+                    handle.truncate(handle.seek(0, os.SEEK_END) // 2)
             self._count("write")
 
         torch.save = save_and_maybe_die

@@ -1,3 +1,4 @@
+import itertools
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_schedule_starts_low_peaks_and_ends_at_zero() -> None:
     assert np.argmax(factors) in (9, 10)
     assert factors[0] == pytest.approx(0.1)
     assert factors[100] == pytest.approx(0, abs=1e-12)
-    assert all(later <= earlier for earlier, later in zip(factors[10:], factors[11:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(factors[10:]))
 
 
 def test_networks_of_another_shape_are_named() -> None:

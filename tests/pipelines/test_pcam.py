@@ -1,0 +1,185 @@
+"""The PCam pipeline from end to end, as a user runs it."""
+
+import contextlib
+import csv
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import biocnn
+from biocnn.checkpoints import read_biocnn_checkpoint, update_biocnn_section
+from biocnn.training.pipeline import run_pipeline
+from pipelines.pcam import JOB
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "pipelines" / "pcam.yaml"
+NETWORK = '{"class_path": "biocnn.networks.SmallDenseNet", "init_args": {"layers": [0, 1], "growth_rate": 8}}'
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    """Run the pipeline in this process; returns all that it says."""
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    logging.getLogger("pytorch_lightning").addHandler(handler)
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            assert run_pipeline(JOB, arguments) == code, said.getvalue()
+    finally:
+        logging.getLogger("pytorch_lightning").removeHandler(handler)
+    return said.getvalue()
+
+
+def run_script(*arguments: str) -> str:
+    """Run the script in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "pipelines" / "pcam.py"), *arguments],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def fit_arguments(data: Path, runs: Path, *more: str) -> list[str]:
+    return [
+        *("fit", "--config", str(CONFIG), "--data.root", str(data), "--trainer.default_root_dir", str(runs)),
+        *("--trainer.max_epochs", "4", "--data.batch_size", "16", "--model.network", NETWORK, *QUIET, *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, pcam_folder: Path) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    output = run(*fit_arguments(pcam_folder, runs, "--run", "a"))
+    assert "data audit, warning: train: 64 images, the manifest says 262,144" in output
+    assert "Calibrated on validation: temperature" in output
+    return runs / "pcam" / "a"
+
+
+def test_a_run_writes_one_folder(trained: Path, pcam_folder: Path) -> None:
+    assert sorted(path.name for path in trained.parent.parent.iterdir()) == ["pcam"]
+    names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+    trained_files = {"config.yaml", "run.json", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert trained_files <= names
+    record = json.loads((trained / "run.json").read_text())
+    assert record["seed"] == 0
+    assert record["data"]["sizes"] == {"train": 64, "valid": 32}
+    assert record["network"] == "SmallDenseNet"
+    rows = list(csv.DictReader((trained / "metrics.csv").open()))
+    assert sum(bool(row["val_nll"]) for row in rows) == 4
+
+
+def test_config_repeats_the_run(trained: Path, tmp_path: Path, pcam_folder: Path) -> None:
+    run("fit", "--config", str(trained / "config.yaml"), "--trainer.default_root_dir", str(tmp_path), "--run", "again")
+    again = tmp_path / "pcam" / "again"
+    assert (again / "metrics.csv").read_text() == (trained / "metrics.csv").read_text()
+
+
+def test_checkpoint_and_data_are_enough_to_test(trained: Path, pcam_folder: Path) -> None:
+    best = trained / "checkpoints" / "best.ckpt"
+    output = run("test", "--ckpt_path", str(best), "--data.root", str(pcam_folder), *QUIET)
+    assert str(trained / "figures") in output
+    metrics = json.loads((trained / "metrics.json").read_text())
+    expected = {"auroc", "auroc_low", "auroc_high", "auroc_unique", "accuracy", "accuracy_at_threshold", "nll", "brier"}
+    expected |= {"ece", "ece_positive", "temperature", "threshold", "seed", "split_hash", "version_torch", "views"}
+    assert expected <= metrics.keys()
+    assert metrics["n"] == 32
+    assert metrics["n_groups"] == 4
+    figures = {path.name for path in (trained / "figures").iterdir()}
+    assert figures == {"roc.png", "reliability.png", "mistakes.png", "learning_curves.png"}
+    rows = list(csv.DictReader((trained / "predictions.csv").open()))
+    assert [row["id"] for row in rows] == [f"test:{number}" for number in range(32)]
+    with h5py.File(pcam_folder / "camelyonpatch_level_2_split_test_x.h5") as file:
+        model = biocnn.load(best)
+        probability, spread = model.predict_with_spread(file["x"][:])
+    # Six digits are written, and batches of another size sum in another order.
+    np.testing.assert_allclose([float(row["probability"]) for row in rows], probability, atol=2e-6)
+    np.testing.assert_allclose([float(row["spread"]) for row in rows], spread, atol=2e-6)
+    assert [int(row["called"]) for row in rows] == (probability >= model.threshold).astype(int).tolist()
+    labels = np.array([int(row["label"]) for row in rows])
+    assert metrics["accuracy"] == pytest.approx(((probability >= 0.5) == labels).mean())
+
+
+def test_results_of_other_data_are_moved_aside(
+    trained: Path, pcam_folder: Path, make_pcam: Callable[..., Path]
+) -> None:
+    best = str(trained / "checkpoints" / "best.ckpt")
+    run("test", "--ckpt_path", best, "--data.root", str(pcam_folder), *QUIET)
+    run("test", "--ckpt_path", best, "--data.root", str(pcam_folder), *QUIET)
+    assert not (trained / "previous").exists()  # the same result replaces itself
+    before = (trained / "metrics.json").read_text()
+    output = run("test", "--ckpt_path", best, "--data.root", str(make_pcam("other", test=20)), *QUIET)
+    assert "were moved to" in output
+    (aside,) = (trained / "previous").iterdir()
+    assert (aside / "metrics.json").read_text() == before
+    assert (aside / "figures" / "roc.png").is_file()
+    assert json.loads((trained / "metrics.json").read_text())["n"] == 20
+
+
+def test_a_checkpoint_without_calibration_is_calibrated_on_validation(trained: Path, pcam_folder: Path) -> None:
+    best = trained / "checkpoints" / "best.ckpt"
+    calibration = read_biocnn_checkpoint(best)["biocnn"]["calibration"]
+    assert calibration is not None
+    update_biocnn_section(best, calibration=None)  # as a training leaves it that was killed before its end
+    output = run("test", "--ckpt_path", str(best), "--data.root", str(pcam_folder), *QUIET)
+    assert "Calibrated on validation" in output
+    assert read_biocnn_checkpoint(best)["biocnn"]["calibration"] == calibration
+
+
+def test_prediction_of_unlabelled_patches(trained: Path, pcam_folder: Path) -> None:
+    patches = pcam_folder / "camelyonpatch_level_2_split_valid_x.h5"
+    best = trained / "checkpoints" / "best.ckpt"
+    run("predict", "--ckpt_path", str(best), "--data.images", str(patches), *QUIET)
+    rows = list(csv.DictReader((trained / f"predictions_{patches.stem}.csv").open()))
+    with h5py.File(patches) as file:
+        expected = biocnn.load(best).predict(file["x"][:])
+    np.testing.assert_allclose([float(row["probability"]) for row in rows], expected, atol=2e-6)
+
+
+def test_two_processes_score_what_one_does(trained: Path, make_pcam: Callable[..., Path], tmp_path: Path) -> None:
+    data = make_pcam("odd", test=27)  # not divisible by 2
+    results = []
+    for devices in (["1"], ["2", "--trainer.strategy", "ddp"]):
+        run_script("test", "--ckpt_path", str(trained / "checkpoints" / "best.ckpt"), "--data.root", str(data), *QUIET,
+            "--data.eval_batch_size", "5", "--trainer.devices", *devices)  # fmt: skip
+        results.append((trained / "predictions.csv").read_text())
+    assert results[0] == results[1]
+    assert len(results[0].splitlines()) == 28
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "--config", str(CONFIG), "--data.root", "nowhere", *QUIET], "nowhere"),
+        (["test", "--ckpt_path", "http://127.0.0.1/x.ckpt"], "is a URL"),
+        (["test", "--ckpt_path", "missing.ckpt"], "There is no checkpoint"),
+        (["fit", "--config", str(CONFIG), "--data.manifest", "pcamm"], "There is no manifest called 'pcamm'"),
+    ],
+)
+def test_errors_are_sentences(tmp_path: Path, arguments: list[str], message: str) -> None:
+    output = run(*arguments, "--trainer.default_root_dir", str(tmp_path), code=2)
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_a_taken_name_is_refused(trained: Path, pcam_folder: Path) -> None:
+    output = run(*fit_arguments(pcam_folder, trained.parent.parent, "--run", "a"), code=2)
+    assert "holds a run already" in output
+
+
+def test_torchvision_networks_by_class_path(pcam_folder: Path, tmp_path: Path) -> None:
+    network = '{"class_path": "torchvision.models.squeezenet1_1", "init_args": {"num_classes": 1}}'
+    run(*fit_arguments(pcam_folder, tmp_path, "--run", "s", "--model.network", network, "--trainer.max_epochs", "1"))
+    model = biocnn.load(tmp_path / "pcam" / "s" / "checkpoints" / "best.ckpt")
+    assert type(model.task.network).__name__ == "SqueezeNet"
+    run("test", "--trainer.default_root_dir", str(tmp_path), "--data.root", str(pcam_folder), *QUIET)
