@@ -28,7 +28,7 @@ class PatchDataModule(DataModule):
         augmentation: of the training patches; :class:`PatchAugmentation` with its defaults when None.
         unique_only: train on the first of every set of identical patches; 16 % of PCam's training patches repeat
             another one.
-        folds: when given, train and valid are pooled and dealt to this many folds by group.
+        folds: when given, train and valid (or train alone) are pooled and dealt to this many folds by group.
         fold: the fold to validate on, 0..folds-1.
         images: patches to predict: an HDF5 file, a folder, or a glob of image files.
         batch_size: of training, per process.
@@ -95,6 +95,11 @@ class PatchDataModule(DataModule):
             self._open_folds(self.folds)
             return
         for split in wanted:
+            if split not in self.manifest.splits:
+                raise ManifestError(
+                    f"Manifest {self.manifest.name!r} has no split {split!r}; it has {list(self.manifest.splits)}. "
+                    "Add it, or hold out a part of train by group: --data.folds 5."
+                )
             source = open_patch_source(self.manifest, self.root, split)
             rows = np.arange(len(source))
             if split == "train" and self.unique_only:
@@ -120,7 +125,8 @@ class PatchDataModule(DataModule):
         self._groups[split] = None if groups is None else groups[rows]
 
     def _open_folds(self, folds: int) -> None:
-        sources = [open_patch_source(self.manifest, self.root, split) for split in ("train", "valid")]
+        pooled_splits = [split for split in ("train", "valid") if split in self.manifest.splits]
+        sources = [open_patch_source(self.manifest, self.root, split) for split in pooled_splits]
         groups = [source.groups for source in sources]
         if any(group is None for group in groups):
             raise ManifestError(f"Folds need a group rule: manifest {self.manifest.name!r} has none.")
@@ -193,5 +199,8 @@ def report_quick_audit(manifest: Manifest, root: Path) -> None:
             + "\n".join(f"  - {text}" for text in errors)
             + f"\nSee `biocnn data audit {manifest.name} --root {root}`."
         )
+    for row in audit.rows:
+        groups = "" if row.groups is None else f", {row.groups:,} groups"
+        rank_zero_info(f"data audit: {row.split}: {row.images:,} images of {row.shape}, {row.content}{groups}")
     for finding in audit.findings:
         rank_zero_info(f"data audit, {finding.level}: {finding.text}")

@@ -3,11 +3,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from biocnn.data.datamodule import sensible_workers
+from biocnn.data.manifest import load_manifest
 from biocnn.data.patch_module import PatchDataModule
 from biocnn.errors import DataError, DatasetNotFoundError, ManifestError
 
@@ -79,9 +82,20 @@ def test_folds_share_no_slide_and_cover_everything(pcam_folder: Path) -> None:
         PatchDataModule(str(pcam_folder), folds=4, fold=4)
 
 
-def test_unique_only_leaves_out_repeated_patches(make_pcam: Callable[..., Path]) -> None:
-    import h5py
+def test_a_part_of_train_is_held_out_by_group(make_pcam: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_pcam()
+    content = load_manifest("pcam").model_dump(mode="json")
+    content["splits"] = {"train": content["splits"]["train"]}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
+    own = str(tmp_path / "own.yaml")
+    with pytest.raises(ManifestError, match=r"no split 'valid'; it has \['train'\].*--data\.folds 5"):
+        module(root, manifest=own)
+    made = module(root, manifest=own, folds=4)
+    assert len(set(made.groups("valid") or [])) == 1
+    assert len(made.dataset("train")) + len(made.dataset("valid")) == 64
 
+
+def test_unique_only_leaves_out_repeated_patches(make_pcam: Callable[..., Path]) -> None:
     root = make_pcam()
     with h5py.File(root / "camelyonpatch_level_2_split_train_x.h5", "r+") as file:
         file["x"][40] = file["x"][2]
@@ -127,8 +141,6 @@ def test_missing_and_unfit_data_stop_early(tmp_path: Path, make_pcam: Callable[.
 
 
 def test_one_class_is_nothing_to_train_on(make_pcam: Callable[..., Path]) -> None:
-    import h5py
-
     root = make_pcam()
     with h5py.File(root / "camelyonpatch_level_2_split_train_y.h5", "r+") as file:
         file["y"][...] = 1

@@ -172,6 +172,18 @@ def test_errors_are_sentences(tmp_path: Path, arguments: list[str], message: str
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precision_by_flag(pcam_folder: Path, tmp_path: Path, precision: str) -> None:
+    arguments = fit_arguments(pcam_folder, tmp_path, "--run", "p", "--trainer.max_epochs", "1")
+    run(*arguments, "--trainer.precision", precision)
+    values = [
+        float(row["val_nll"])
+        for row in csv.DictReader((tmp_path / "pcam" / "p" / "metrics.csv").open())
+        if row["val_nll"]
+    ]
+    assert np.isfinite(values).all()
+
+
 def test_a_taken_name_is_refused(trained: Path, pcam_folder: Path) -> None:
     output = run(*fit_arguments(pcam_folder, trained.parent.parent, "--run", "a"), code=2)
     assert "holds a run already" in output

@@ -27,7 +27,7 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     io = AtomicCheckpointIO()
     io.save_checkpoint(checkpoint(1.0), tmp_path / "a.ckpt")
-    with pytest.raises(AttributeError, match="local object|pickle"):
+    with pytest.raises(AttributeError, match=r"local object|pickle"):
         io.save_checkpoint({"state_dict": {"w": torch.zeros(10**6)}, "bad": lambda: None}, tmp_path / "a.ckpt")
     assert read_checkpoint(tmp_path / "a.ckpt")["state_dict"]["w"][0] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]

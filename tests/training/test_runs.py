@@ -67,13 +67,16 @@ def stored(tmp_path: Path, network: dict[str, object] | None) -> Path:
 def test_arguments_of_a_test_come_from_the_checkpoint(tmp_path: Path) -> None:
     path = stored(tmp_path, {"class_path": "biocnn.networks.LeNet5", "init_args": {}})
     args = ["test", "--ckpt_path", str(path), "--config", "x.yaml"]
-    assert arguments_from_checkpoint("pcam", args) == [
-        "test",
-        "--model.lr=0.1",  # a default, which the user's arguments may change
-        *args[1:],
-        "--model.image_mean=[0.5]",  # belongs to the weights, and wins
-        '--model.network={"class_path": "biocnn.networks.LeNet5", "init_args": {}}',
-    ]
+    assert (
+        arguments_from_checkpoint("pcam", args)
+        == [
+            "test",
+            "--model.lr=0.1",  # a default, which the user's arguments may change
+            *args[1:],
+            "--model.image_mean=[0.5]",  # belongs to the weights, and wins
+            '--model.network={"class_path": "biocnn.networks.LeNet5", "init_args": {}}',
+        ]
+    )
     assert arguments_from_checkpoint("pcam", ["fit", "--ckpt_path", "last"]) == ["fit", "--ckpt_path", "last"]
     assert arguments_from_checkpoint("pcam", ["test", "--help"]) == ["test", "--help"]
 
