@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from biocnn.data.manifest import load_manifest
 from biocnn.data.patches import open_patch_source
-from biocnn.inference.views import view_logits
 from biocnn.metrics.binary import auroc, negative_log_likelihood
+from biocnn.networks.views import view_logits
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 12, 64, 1e-3
 

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 # albumentations asks a package index for newer versions when it is imported, which blocks for seconds on an
 # offline cluster node. It reads this variable once, so it has to be set before anything imports it.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# OpenMP threads that wait for each other spin by default: on a machine that does anything else at the same time, a
+# small training step on the CPU then takes tens of times as long. It is read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]

@@ -51,22 +51,23 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
 
 def test_it_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real calls are made and their order is noted."""
-    calls: list[tuple[str, str]] = []
+    calls: list[tuple[str, int]] = []
     sync, rename = os.fsync, os.replace
 
     def noted_sync(handle: int) -> None:
-        calls.append(("fsync", Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+        calls.append(("fsync", os.fstat(handle).st_ino))
         sync(handle)
 
     def noted_rename(source: Path, target: Path) -> None:
-        calls.append(("replace", Path(source).name))
+        calls.append(("replace", source.stat().st_ino))
         rename(source, target)
 
     monkeypatch.setattr(os, "fsync", noted_sync)
     monkeypatch.setattr(os, "replace", noted_rename)
     with atomic_path(tmp_path / "x.bin") as temporary:
         temporary.write_bytes(b"abc")
-    assert calls == [("fsync", temporary.name), ("replace", temporary.name)]
+        file = temporary.stat().st_ino
+    assert calls == [("fsync", file), ("replace", file)]
     assert (tmp_path / "x.bin").read_bytes() == b"abc"
 
 

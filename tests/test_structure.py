@@ -21,7 +21,6 @@ LAYERS = [
     "biocnn.checkpoints",
     "biocnn.data",
     "biocnn.networks",
-    "biocnn.inference.views",  # a function of tensors; tasks predict with it, and `inference` needs tasks
     "biocnn.metrics",
     "biocnn.tasks",
     "biocnn.inference",

@@ -9,9 +9,9 @@ from torch import nn
 from biocnn.checkpoints import read_biocnn_checkpoint
 from biocnn.data.dataset import to_float
 from biocnn.errors import CheckpointError, DataError
-from biocnn.inference.views import view_logits
 from biocnn.metrics.calibration import Calibration
 from biocnn.networks.spec import build
+from biocnn.networks.views import view_logits
 from biocnn.tasks.classification import ClassificationTask
 
 

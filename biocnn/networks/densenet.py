@@ -1,5 +1,6 @@
 """A small densely connected network for patches."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,7 +39,12 @@ class Transition(nn.Module):
 
 
 class SmallDenseNet(nn.Module):
-    """DenseNet without bottlenecks, of the size that the PCam authors used for their baseline.
+    """DenseNet without bottlenecks, with about 200,000 parameters.
+
+    A PCam patch is positive when any place in its centre is. So the network gives a logit to every place of its last
+    feature map, and the logit of the patch is their log-mean-exp over the centre, a smooth maximum (Ilse et al. 2018,
+    arXiv 1802.04712, discuss such pooling). By default the first block is empty: dense layers at half the resolution
+    of the patch would take most of the time of a training step.
 
     Reference: Huang, Liu, van der Maaten, Weinberger: Densely connected convolutional networks. CVPR 2017.
 
@@ -50,10 +56,9 @@ class SmallDenseNet(nn.Module):
         layers: number of layers in each block; the resolution is halved between blocks.
         compression: share of the channels that a transition keeps.
         stem_stride: 2 for 96 px patches at 10x; 1 keeps all detail at four times the cost.
-        dropout: probability of dropping a feature before the last linear layer.
+        dropout: probability of dropping a feature map before the logits of the places.
         centre: side of the centre that the label is about, as a share of the patch; 1/3 for the 32 px of a 96 px
-            PCam patch. Features are averaged over the centre and over the whole patch, and both are classified. None
-            averages over the whole patch only.
+            PCam patch. None if the label is about the whole patch.
 
     Raises:
         ValueError: if `centre` is not in 0..1.
@@ -63,9 +68,9 @@ class SmallDenseNet(nn.Module):
         self,
         in_channels: int = 3,
         num_logits: int = 1,
-        stem_channels: int = 24,
-        growth_rate: int = 12,
-        layers: Sequence[int] = (3, 3, 3, 3),
+        stem_channels: int = 32,
+        growth_rate: int = 32,
+        layers: Sequence[int] = (0, 3, 4),
         compression: float = 0.5,
         stem_stride: int = 2,
         dropout: float = 0.1,
@@ -99,8 +104,8 @@ class SmallDenseNet(nn.Module):
                 channels += growth_rate
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(channels)
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(channels if centre is None else 2 * channels, num_logits)
+        self.dropout = nn.Dropout2d(dropout)
+        self.places = nn.Conv2d(channels, num_logits, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
@@ -109,22 +114,26 @@ class SmallDenseNet(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (B, num_logits) of normalised images (B, C, H, W) of any size from 32 px."""
-        features = F.relu(self.norm(self.blocks(self.stem(image.contiguous(memory_format=torch.channels_last)))))
-        pooled = features.mean((2, 3))
-        if self.centre is not None:
-            pooled = torch.cat([pooled, centre_mean(features, self.centre)], 1)
-        logits: torch.Tensor = self.classifier(self.dropout(pooled))
-        return logits
+        features = self.blocks(self.stem(image.contiguous(memory_format=torch.channels_last)))
+        places = self.places(self.dropout(F.relu(self.norm(features))))
+        return log_mean_exp(places if self.centre is None else crop_centre(places, self.centre))
 
 
-def centre_mean(features: torch.Tensor, share: float) -> torch.Tensor:
-    """Mean over the centre of (B, C, H, W): as many rows and columns as are nearest to `share` and lie centred.
+def crop_centre(features: torch.Tensor, share: float) -> torch.Tensor:
+    """The centre of (B, C, H, W): as many rows and columns as are nearest to `share` and lie centred.
 
-    The number of rows has the parity of H, so that the centre is a symmetric block of whole cells; so do columns.
+    The number of rows kept has the parity of H, so that the centre is a symmetric block of whole cells; so do columns.
 
-    >>> centre_mean(torch.arange(36.0).reshape(1, 1, 6, 6), 1 / 3)  # cells 14, 15, 20 and 21
-    tensor([[17.5000]])
+    >>> crop_centre(torch.arange(36.0).reshape(1, 1, 6, 6), 1 / 3)
+    tensor([[[[14., 15.],
+              [20., 21.]]]])
     """
     margins = [max(0, min((size - 1) // 2, round(size * (1 - share) / 2))) for size in features.shape[2:]]
     rows, columns = (slice(margin, size - margin) for margin, size in zip(margins, features.shape[2:], strict=True))
-    return features[:, :, rows, columns].mean((2, 3))
+    return features[:, :, rows, columns]
+
+
+def log_mean_exp(logits: torch.Tensor) -> torch.Tensor:
+    """Smooth maximum over the places of (B, C, H, W): log of the mean of exp, (B, C); equal logits keep their value."""
+    places = logits.flatten(2)
+    return torch.logsumexp(places, 2) - math.log(places.shape[2])

@@ -115,7 +115,9 @@ def test_metrics(tested: Tested, seed: int) -> dict[str, Any]:
     return metrics
 
 
-def write_figures(folder: Path, tested: Tested, mistakes: np.ndarray, metrics: dict[str, Any], curves: Path) -> None:
+def write_figures(
+    folder: Path, tested: Tested, mistakes: np.ndarray, metrics: dict[str, Any], curves: Path, classes: Sequence[str]
+) -> None:
     """Draw ROC, reliability, learning curves and a gallery of the most confident mistakes.
 
     Args:
@@ -124,6 +126,7 @@ def write_figures(folder: Path, tested: Tested, mistakes: np.ndarray, metrics: d
         mistakes: (K, H, W, 3) uint8 patches at :func:`most_confident_mistakes`.
         metrics: of the test; the interval of the AUC is shown.
         curves: ``metrics.csv`` of the run; no learning curves when it is missing.
+        classes: names of class 0 and class 1.
     """
     low, high = metrics.get("auroc_low"), metrics.get("auroc_high")
     interval = None if low is None or high is None else (low, high)
@@ -139,6 +142,7 @@ def write_figures(folder: Path, tested: Tested, mistakes: np.ndarray, metrics: d
         tested.probability[where],
         tested.spread[where],
         [tested.ids[position] for position in where],
+        class_names=(classes[0], classes[1]),
     )
     save_figure(gallery, folder / "mistakes.png")
     if curves.is_file():

@@ -24,6 +24,7 @@ from biocnn.metrics.calibration import expected_calibration_error, reliability_c
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 BINS = 15
+FIRM_COUNT = 10
 COLUMNS = 4
 """Pictures in a row of the gallery."""
 
@@ -95,9 +96,9 @@ def roc_figure(
 def reliability_figure(label: ArrayLike, prob_before: ArrayLike, prob_after: ArrayLike) -> Figure:
     """Observed fraction of positive samples against the predicted probability, before and after calibration.
 
-    Below it, how many samples got which probability. The legend gives the calibration error of the called
-    class (top-label) and of the positive class, both with 15 bins. If calibration changed nothing, one curve
-    is drawn.
+    Bins of fewer than 10 samples, whose fraction is mostly chance, are hollow and not joined. Below, how many
+    samples got which probability. The legend gives the calibration error of the called class (top-label) and of
+    the positive class, both with 15 bins. If calibration changed nothing, one curve is drawn.
 
     Args:
         label: (N,) of 0 and 1.
@@ -121,15 +122,11 @@ def reliability_figure(label: ArrayLike, prob_before: ArrayLike, prob_after: Arr
         called = expected_calibration_error(labels, values, BINS, "top-label")
         positive = expected_calibration_error(labels, values, BINS, "positive")
         text = f"{name}: ECE {called:.3f} top-label, {positive:.3f} positive"
-        filled = curve.count > 0
-        upper.plot(
-            curve.confidence[filled],
-            curve.fraction[filled],
-            marker + line,
-            color=colour,
-            markersize=5,
-            label=text,
-        )
+        few = (curve.count > 0) & (curve.count < FIRM_COUNT)
+        firm = curve.count >= FIRM_COUNT
+        points = {"color": colour, "markersize": 5}
+        upper.plot(curve.confidence[firm], curve.fraction[firm], marker + line, label=text, **points)
+        upper.plot(curve.confidence[few], curve.fraction[few], marker, markerfacecolor="none", **points)
         lower.stairs(curve.count, curve.edge, color=colour, linewidth=1.6, linestyle=line)
     upper.set(title="Reliability", ylabel="observed fraction positive")
     upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))

@@ -81,7 +81,9 @@ class Task(pl.LightningModule):
                 f"The loss is {loss.item()} in step {self.global_step} of epoch {self.current_epoch}, batch of {names} "
                 "and so on. Look at these images for NaN; if they are sound, lower model.lr."
             )
-        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["image"]))
+        size = len(batch["image"])
+        self.log("train_loss", loss, prog_bar=True, batch_size=size)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from biocnn.errors import DataError
-from biocnn.inference.views import D4_VIEWS, view_logits
 from biocnn.metrics.binary import accuracy, auroc, negative_log_likelihood
 from biocnn.metrics.calibration import Calibration, calibrate, expected_calibration_error
 from biocnn.metrics.predictions import BinaryPredictions
+from biocnn.networks.views import D4_VIEWS, view_logits
 from biocnn.tasks.base import Stage, Task
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

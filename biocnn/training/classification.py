@@ -50,7 +50,7 @@ def calibrate_checkpoint(
     if trainer.is_global_zero:
         update_biocnn_section(path, calibration=calibration.to_dict(), settings=task.settings())
     trainer.strategy.barrier()
-    kept = "kept" if calibration.kept else "1 is kept: no other helps unseen slides"
+    kept = "kept" if calibration.kept else "1 is kept: no other helps unseen groups"
     rank_zero_info(
         f"Calibrated on validation: temperature {calibration.temperature:.3f} ({kept}), "
         f"threshold {calibration.threshold:.3f}"
@@ -100,7 +100,7 @@ def report_test(trainer: pl.Trainer, task: ClassificationTask, datamodule: Patch
     write_predictions(folder / "predictions.csv", tested)
     where = most_confident_mistakes(tested.label, tested.probability)
     mistakes = datamodule.dataset("test").source.read(where)["image"]
-    write_figures(folder / "figures", tested, mistakes, metrics, folder / "metrics.csv")
+    write_figures(folder / "figures", tested, mistakes, metrics, folder / "metrics.csv", datamodule.manifest.classes)
     write_json(metrics_path, metrics)
     print_summary(metrics, folder)
 
@@ -108,9 +108,9 @@ def report_test(trainer: pl.Trainer, task: ClassificationTask, datamodule: Patch
 def print_summary(metrics: dict[str, Any], folder: Path) -> None:
     """Print the headline numbers of a test and where everything is."""
     low, high = metrics.get("auroc_low"), metrics.get("auroc_high")
-    interval = "" if low is None or high is None else f" (95 % interval over slides {low:.3f} to {high:.3f})"
+    interval = "" if low is None or high is None else f" (95 % interval over groups {low:.3f} to {high:.3f})"
     print(
-        f"test: {metrics['n']:,} patches of {metrics['n_groups']} slides\n"
+        f"test: {metrics['n']:,} patches of {metrics['n_groups']} groups\n"
         f"  AUC {metrics['auroc']:.4f}{interval}\n"
         f"  accuracy {metrics['accuracy']:.4f} at 0.5, {metrics['accuracy_at_threshold']:.4f} at the validation "
         f"threshold {metrics['threshold']:.3f}\n"

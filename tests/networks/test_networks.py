@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from biocnn.networks import Backbone, LeNet5, SmallDenseNet
 from biocnn.networks.backbones import load_weights, replace_head
-from biocnn.networks.densenet import centre_mean
+from biocnn.networks.densenet import crop_centre, log_mean_exp
 from biocnn.networks.spec import build, describe
 
 NETWORKS = [
@@ -53,15 +55,36 @@ def test_lenet_names_the_size_it_was_made_for() -> None:
 
 @pytest.mark.parametrize(("size", "cells"), [(6, 2), (12, 4), (7, 3), (5, 1), (1, 1)])
 def test_centre_is_symmetric(size: int, cells: int) -> None:
-    inside = torch.zeros(size, size)
+    inside = torch.zeros(size, size, dtype=torch.bool)
     margin = (size - cells) // 2
-    inside[margin : size - margin, margin : size - margin] = 1
+    inside[margin : size - margin, margin : size - margin] = True
     features = torch.rand(2, 3, size, size)
-    expected = (features * inside).sum((2, 3)) / inside.sum()
-    torch.testing.assert_close(centre_mean(features, 1 / 3), expected)
+    assert torch.equal(crop_centre(features, 1 / 3).flatten(2), features[:, :, inside])
 
 
-def test_densenet_sees_where_things_are() -> None:
+def test_smooth_maximum() -> None:
+    logits = torch.randn(4, 2, 5, 3, dtype=torch.float64)
+    pooled = log_mean_exp(logits)
+    torch.testing.assert_close(pooled, logits.exp().mean((2, 3)).log(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(log_mean_exp(torch.full((1, 1, 4, 4), 700.0)), torch.tensor([[700.0]]))  # no overflow
+    assert (pooled <= logits.amax((2, 3))).all()
+    assert (pooled >= logits.amax((2, 3)) - math.log(15)).all()
+
+
+def test_label_is_about_the_centre() -> None:
+    """With one place far more positive than all others, the logit follows it inside the centre only."""
+    network = SmallDenseNet(layers=(0, 0, 0), dropout=0.0).eval()
+    features = torch.zeros(1, 1, 12, 12)
+    pooled = {}
+    for name, place in {"centre": (5, 6), "border": (1, 2)}.items():
+        places = features.clone()
+        places[0, 0, place[0], place[1]] = 50.0
+        pooled[name] = float(log_mean_exp(crop_centre(places, network.centre)))
+    assert pooled["centre"] == pytest.approx(50 - math.log(16), abs=1e-5)
+    assert pooled["border"] == 0
+
+
+def test_centre_is_checked() -> None:
     with pytest.raises(ValueError, match=r"centre must be in 0\.\.1"):
         SmallDenseNet(centre=1.5)
 

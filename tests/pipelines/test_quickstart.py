@@ -77,7 +77,7 @@ def test_mean_colour_against_sklearn(script: ModuleType, tmp_path: Path) -> None
 
 
 def test_an_error_in_an_option_stops_before_the_test(script: ModuleType, tmp_path: Path) -> None:
-    assert script.main(["--runs", str(tmp_path), *SHORT, "--data.images", "x", "--data.manifest", "pcan"]) == 2
+    assert script.main(["--runs", str(tmp_path), *SHORT, "--data.manifest", "pcan"]) == 2
     assert not list(tmp_path.glob("quickstart/*/metrics.json"))
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from biocnn.inference.views import d4_view, view_logits
+from biocnn.networks.views import d4_view, view_logits
 
 
 def test_the_eight_views_are_the_symmetries_of_the_square() -> None:

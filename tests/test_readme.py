@@ -1,0 +1,148 @@
+"""Every command of the README is run: on drawn data, in a folder of its own, with a small network and one epoch."""
+
+import json
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from biocnn.cli import _parser, main
+from biocnn.data.manifest import load_manifest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# What makes a training short enough for a test; the network of a test or a prediction comes from the checkpoint.
+SHORT_FIT = [
+    *("--trainer.max_epochs", "1", "--data.batch_size", "8"),
+    "--model.network",
+    '{"class_path": "biocnn.networks.SmallDenseNet", "init_args": {"layers": [0, 1], "growth_rate": 4}}',
+]
+SHORT = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [content for name, content in fenced if name == language]
+
+
+def commands(text: str = README) -> list[str]:
+    return [line for block in blocks("bash", text) for line in block.replace("\\\n", " ").splitlines() if line]
+
+
+def test_the_readme_has_the_commands_that_are_run_here() -> None:
+    first_words = [" ".join(shlex.split(command)[:2]) for command in commands()]
+    assert set(first_words) == {"make quickstart", "make test", "biocnn data", "python pipelines/pcam.py"}
+    verbs = {shlex.split(command)[2] for command in commands() if not command.startswith("make")}
+    assert verbs == {"fetch", "verify", "audit", "init", "fit", "test", "predict"}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_make_knows_its_targets(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    targets = {command for command in commands(text) if command.startswith("make ")}
+    targets |= {f"make {target}" for target in re.findall(r"`make ([a-z-]+)", text)}
+    assert "make test" in targets
+    for target in sorted(targets):
+        done = subprocess.run([*target.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pcam: Callable[..., Path]) -> Path:
+    """A folder that looks like the checkout to a user, with drawn data in DIR and mydata, and patches to predict."""
+    make_pcam("DIR", train=32, valid=16, test=16)
+    shutil.copytree(tmp_path / "DIR", tmp_path / "mydata")
+    for path in (tmp_path / "mydata").iterdir():
+        path.rename(path.with_name(path.name.replace("camelyonpatch_level_2_split", "mine")))
+    (tmp_path / "patches").mkdir()
+    for number, patch in enumerate(np.random.default_rng(0).integers(0, 255, (3, 96, 96, 3), dtype=np.uint8)):
+        Image.fromarray(patch).save(tmp_path / "patches" / f"{number}.png")
+    (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_script(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run a script as `python SCRIPT ...` does, in this process: importing torch again for each would take longer."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(arguments[0], run_name="__main__")
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def newest_run(workplace: Path) -> str:
+    runs = sorted((workplace / "runs" / "pcam").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    return runs[-1].name
+
+
+def test_every_command_works_in_the_order_of_the_readme(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in commands():
+        if command.startswith("make"):
+            continue
+        program, *arguments = shlex.split(command)
+        if program == "python":
+            arguments = [word.replace("RUN", newest_run(workplace)) if "RUN" in word else word for word in arguments]
+            more = [*SHORT, *(SHORT_FIT if arguments[1] == "fit" else [])]
+            assert run_script([*arguments, *more], monkeypatch) == 0, command
+        elif arguments[1] == "fetch":
+            parsed = _parser().parse_args(arguments)  # there is no network in a test
+            assert load_manifest(parsed.manifest).files
+        else:
+            # Drawn files are not the published ones, which is what `verify` is for.
+            expected = 1 if arguments[1] == "verify" else 0
+            assert main(arguments) == expected, capsys.readouterr()
+        if arguments[1] == "test":
+            notebook_predicts(workplace)
+    assert sorted(path.name for path in workplace.iterdir()) == ["DIR", "mydata", "patches", "pipelines", "runs"]
+    assert_run_folder_is_as_described(workplace)
+
+
+def notebook_predicts(workplace: Path) -> None:
+    (code,) = blocks("python")
+    names = {"patches": np.random.default_rng(0).integers(0, 255, (4, 96, 96, 3), dtype=np.uint8)}
+    exec(code.replace("RUN", newest_run(workplace)), names)
+    assert names["probability"].shape == (4,)
+    assert names["called"].dtype == bool
+
+
+def assert_run_folder_is_as_described(workplace: Path) -> None:
+    described = set(re.findall(r"^\| `([\w./]+)` \| (?!what)", README.split("### What a run leaves")[1], re.MULTILINE))
+    tested = [run for run in (workplace / "runs" / "pcam").iterdir() if (run / "metrics.json").is_file()]
+    assert len(tested) == 1
+    (run,) = tested
+    assert {name for name in described if not (run / name).exists()} == set()
+    top = {path.name for path in run.iterdir()} - {"predictions_images.csv"}
+    assert {name.split("/")[0] for name in described} == {name for name in top if not name.startswith("predictions_")}
+    assert json.loads((run / "metrics.json").read_text())["n"] == 16
+
+
+def test_files_that_the_readme_names_are_there() -> None:
+    (tree,) = [block for block in blocks("") if "biocnn/ " in block]
+    inside = ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        inside = name if not line.startswith(" ") else inside
+        path = ROOT / name if not line.startswith(" ") else ROOT / inside / name
+        assert path.exists(), f"the file tree names {path}"
+    parts = {f"{path.name}/" for path in (ROOT / "biocnn").iterdir() if (path / "__init__.py").is_file()}
+    assert parts <= {line.split()[0] for line in tree.splitlines()}, "every part of the package has its line"
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (ROOT / link).exists()] == []
