@@ -21,6 +21,7 @@ LAYERS = [
     "biocnn.checkpoints",
     "biocnn.data",
     "biocnn.networks",
+    "biocnn.losses",
     "biocnn.metrics",
     "biocnn.tasks",
     "biocnn.inference",
@@ -31,7 +32,6 @@ LAYERS = [
 
 # Imports inside functions: optional packages, and what is slow to import and seldom needed.
 INNER_IMPORTS = {
-    ("biocnn.networks.backbones", "torchvision"),
     ("biocnn.networks.backbones", "timm"),
     ("biocnn.data.datamodule", "cv2"),  # in worker processes only
 }

@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader
 
 from biocnn.data.dataset import Batch, ItemDataset, as_batch, to_float
 from biocnn.data.sampler import EpochSampler, ShardSampler
+from biocnn.errors import DataError
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
 
 
-def sensible_workers(augmented: bool, accelerator: str) -> tuple[int, str]:
+def sensible_workers(augmented: bool, accelerator: str, processes: int = 1) -> tuple[int, str]:
     """How many worker processes pay, and why.
 
     Workers copy batches between processes. Without augmentation that costs more than the reading itself; on a CPU
@@ -24,18 +25,18 @@ def sensible_workers(augmented: bool, accelerator: str) -> tuple[int, str]:
     Args:
         augmented: whether items are augmented.
         accelerator: Lightning's name of the device, such as ``"cpu"`` or ``"cuda"``.
+        processes: training processes on this machine, which share its cores.
 
     Returns:
         (number, reason).
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not augmented:
         return 0, "reading without augmentation is faster in the main process"
     if accelerator == "cpu":
         return 0, "training on the CPU needs the cores itself"
-    number = max(0, min(8, cores // ranks - 1))
-    return number, f"{cores} cores for {ranks} process(es), one kept for training"
+    number = max(0, min(8, cores // processes - 1))
+    return number, f"{cores} cores for {processes} process(es), one kept for training"
 
 
 def _limit_threads(worker: int) -> None:
@@ -79,7 +80,7 @@ class DataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or 4 * batch_size
         self.num_workers, self.start_method, self.seed = num_workers, start_method, seed
-        self._position = {"epoch": 0, "consumed": 0, "seed": seed}
+        self._position: dict[str, Any] = {"epoch": 0, "consumed": 0}
 
     @abstractmethod
     def dataset(self, split: str) -> ItemDataset:
@@ -94,12 +95,12 @@ class DataModule(pl.LightningDataModule):
         dataset = self.dataset("train")
         rank, world_size = self._ranks()
         if len(dataset) < self.batch_size * world_size:
-            raise ValueError(
+            raise DataError(
                 f"{len(dataset)} training items do not fill one batch of {self.batch_size} on each of "
                 f"{world_size} process(es). Set data.batch_size to at most {len(dataset) // world_size}."
             )
         sampler = EpochSampler(len(dataset), self.seed, rank, world_size)
-        sampler.resume(self._position["epoch"], self._position["consumed"])
+        sampler.resume(self._position["epoch"], self._position["consumed"] // world_size)
         # Lightning sets the epoch only after it has made the iterator, and workers read ahead at once.
         sampler.set_epoch(self._position["epoch"])
         return self._loader(dataset, sampler, self.batch_size, drop_last=True)
@@ -129,7 +130,9 @@ class DataModule(pl.LightningDataModule):
         accelerator = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
         workers = self.num_workers
         if workers is None:
-            workers, reason = sensible_workers(dataset.augmentation is not None, accelerator)
+            workers, reason = sensible_workers(
+                dataset.augmentation is not None, accelerator, 1 if self.trainer is None else self.trainer.num_devices
+            )
             if dataset.augmentation is not None:
                 rank_zero_info(f"data.num_workers: {workers} ({reason})")
         return DataLoader(
@@ -152,27 +155,34 @@ class DataModule(pl.LightningDataModule):
         return to_float(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch to go on in, items consumed in it by each process, and seed."""
-        if self.trainer is None:
-            return dict(self._position)
+        """Epoch to go on in, items consumed in it by all processes, seed, and fingerprint of the splits."""
+        assert self.trainer is not None  # only a Trainer writes checkpoints
         loop = self.trainer.fit_loop
         epochs: Any = loop.epoch_progress.current
         batches: Any = loop.epoch_loop.batch_progress.current
         # `processed`, not `completed`: a checkpoint written in on_train_batch_end sees its own batch as processed
         # but not yet as completed. In on_train_epoch_end the epoch is processed as well, and the next one begins.
         between_epochs = epochs.processed > epochs.completed
-        consumed = 0 if between_epochs else batches.processed * self.batch_size
-        return {"epoch": epochs.processed, "consumed": consumed, "seed": self.seed}
+        consumed = 0 if between_epochs else batches.processed * self.batch_size * self.trainer.world_size
+        split_hash = self.describe().get("split_hash")
+        return {"epoch": epochs.processed, "consumed": consumed, "seed": self.seed, "split_hash": split_hash}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at the stored position.
 
         Raises:
-            ValueError: if the checkpoint was written with another seed: its order could not be continued.
+            DataError: if the checkpoint was written with another seed or on other data: its order could not be
+                continued.
         """
         if state_dict["seed"] != self.seed:
-            raise ValueError(
+            raise DataError(
                 f"The checkpoint was trained with data.seed={state_dict['seed']}, received {self.seed}. Resume with "
                 "the seed of the checkpoint."
+            )
+        expected = self.describe().get("split_hash")
+        if state_dict["split_hash"] != expected:
+            raise DataError(
+                f"The checkpoint was trained on splits {state_dict['split_hash']}, the data at hand are {expected}. "
+                "Resume with the data, folds and settings of the checkpoint, or start a new run."
             )
         self._position = dict(state_dict)

@@ -5,17 +5,18 @@ Arrays are (rows, columns) or (rows, columns, channels), in the dtype of the fil
 
 import csv
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
-import tifffile
-from PIL import Image, ImageOps
 
-from biocnn.errors import DataError
+from biocnn.data.image_files import open_sources
+from biocnn.data.images import read_image, read_mask, size_in_plane
+from biocnn.errors import BiocnnError, DataError
+
+__all__ = ["IMAGE_SUFFIXES", "Header", "pixel_size_um", "read_header", "read_mask", "read_pixels", "read_points"]
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".gif", ".bmp")
-_TIFF_SUFFIXES = (".tif", ".tiff")
-_MICROMETRES = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "\\u00B5m": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 _ROW_NAMES, _COLUMN_NAMES = ("row", "y", "axis-0"), ("column", "col", "x", "axis-1")
 
 
@@ -26,7 +27,7 @@ class Header:
     Attributes:
         height: rows.
         width: columns.
-        channels: 1 for grey; an alpha channel counts.
+        channels: 1 for grey; an alpha channel does not count.
         dtype: such as ``"uint8"``.
         planes: pages or depth steps; 1 for a plain image.
     """
@@ -43,76 +44,30 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Shape and dtype of an image file without decoding it.
+    """Shape and dtype that :func:`biocnn.data.images.read_image` would return, without decoding.
 
     Raises:
-        DataError: if the file is no image that can be read.
+        DataError: if the file is no image that can be read, or holds images of several shapes.
     """
-    try:
-        if path.suffix.lower() in _TIFF_SUFFIXES:
-            return _tiff_header(path)
-        with Image.open(path) as image:
-            dtype = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}.get(image.mode, "uint8")
-            if path.suffix.lower() == ".png":
-                dtype = _png_dtype(path, dtype)
-            # A palette is a way to store colours; turned photographs are turned upright before use.
-            channels = 3 if image.mode == "P" else len(image.getbands())
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            width, height = image.size[::-1] if turned else image.size
-            return Header(height, width, channels, dtype)
-    except (OSError, ValueError, Image.DecompressionBombError, tifffile.TiffFileError) as error:
-        raise DataError(f"{path} cannot be read as an image: {error}") from error
+    with open_sources(path) as sources:
+        if len(sources) > 1:
+            raise DataError(f"{path} has {len(sources)} images of different kinds, expected one.")
+        source = sources[0]
+        sizes = dict(zip(source.axes, source.shape, strict=True))
+        height, width = sizes["Y"], sizes["X"]
+        if source.orientation >= 5:  # a quarter turn
+            height, width = width, height
+        channels = sizes.get("C", 1) * (sizes.get("S", 1) - source.alpha)
+        return Header(height, width, channels, source.dtype.newbyteorder("=").name, prod(source.plane_shape))
 
 
-def _tiff_header(path: Path) -> Header:
-    with tifffile.TiffFile(path) as tiff:
-        series = tiff.series[0]
-        sizes = dict(zip(series.axes, series.shape, strict=True))
-        channels = sizes.get("S", 1) * sizes.get("C", 1)
-        planes = int(np.prod(series.shape)) // (sizes["Y"] * sizes["X"] * channels)
-        return Header(sizes["Y"], sizes["X"], channels, str(series.dtype), planes)
-
-
-def _png_dtype(path: Path, dtype: str) -> str:
-    """Pillow opens 16-bit colour as 8-bit; byte 24 of a PNG, in its header chunk, is the true bit depth."""
-    with open(path, "rb") as handle:
-        start = handle.read(25)
-    return "uint16" if len(start) == 25 and start[24] == 16 else dtype
-
-
-def read_pixels(path: Path, grey: bool = False) -> np.ndarray:
-    """Decode an image file.
-
-    Args:
-        path: image file.
-        grey: for masks and dot images: apply a palette and return one channel.
-
-    Returns:
-        (H, W) or (H, W, C). Palettes are applied, 1-bit images become 0 and 255, EXIF rotation is undone. 16-bit
-        colour PNG is reduced to 8 bits per channel.
+def read_pixels(path: Path) -> np.ndarray:
+    """Array of an image file; see :func:`biocnn.data.images.read_image`.
 
     Raises:
         DataError: if the file cannot be decoded.
     """
-    try:
-        if path.suffix.lower() in _TIFF_SUFFIXES:
-            try:
-                return np.asarray(tifffile.imread(path))
-            except ValueError:  # a compression that tifffile leaves to imagecodecs, such as LZW: Pillow knows it
-                pass
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode in ("P", "1"):
-                image = image.convert("L" if grey or image.mode == "1" else "RGB")
-            return np.asarray(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, tifffile.TiffFileError) as error:
-        raise DataError(f"{path} cannot be decoded: {error}") from error
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """Grey values of a mask, (H, W); of several channels the largest value, so that colour does not matter."""
-    pixels = read_pixels(path, grey=True)
-    return pixels.max(axis=2) if pixels.ndim == 3 else pixels
+    return read_image(path).array
 
 
 def read_points(path: Path) -> np.ndarray:
@@ -133,7 +88,9 @@ def read_points(path: Path) -> np.ndarray:
     """
     if path.suffix.lower() == ".csv":
         return _read_table(path)
-    dots = read_mask(path)
+    dots = read_pixels(path)
+    if dots.ndim == 3:
+        dots = dots.max(axis=2)  # the colour of a dot does not matter
     if path.suffix.lower() in (".jpg", ".jpeg"):
         return np.argwhere(dots > 127).astype(np.float64)
     return np.argwhere(dots > dots.max(initial=0) / 2).astype(np.float64)
@@ -155,39 +112,9 @@ def _read_table(path: Path) -> np.ndarray:
 
 
 def pixel_size_um(path: Path) -> tuple[float, float] | None:
-    """Micrometres per pixel, row then column, from OME, ImageJ or resolution tags of a TIFF; None when not there.
-
-    Resolutions in dots per inch, such as 72 or 300, are settings for printers and are not used.
-    """
-    if path.suffix.lower() not in _TIFF_SUFFIXES:
-        return None
+    """Micrometres per pixel, row then column, as the file says; None when it does not, or cannot be read."""
     try:
-        with tifffile.TiffFile(path) as tiff:
-            if tiff.ome_metadata:
-                return _ome_pixel_size(tiff.ome_metadata)
-            tags = tiff.pages[0].tags  # type: ignore[union-attr]
-            unit = str((tiff.imagej_metadata or {}).get("unit", ""))
-            if unit not in _MICROMETRES:
-                centimetre = tags.get("ResolutionUnit") is not None and int(tags["ResolutionUnit"].value) == 3
-                unit = "cm" if centimetre else ""
-            if not unit or "XResolution" not in tags or "YResolution" not in tags:
-                return None
-            sizes = []
-            for name in ("YResolution", "XResolution"):
-                pixels, units = tags[name].value
-                sizes.append(_MICROMETRES[unit] * units / pixels)
-            return sizes[0], sizes[1]
-    except (OSError, ValueError, ZeroDivisionError, tifffile.TiffFileError):
+        with open_sources(path) as sources:
+            return size_in_plane(sources[0])
+    except BiocnnError:
         return None
-
-
-def _ome_pixel_size(xml: str) -> tuple[float, float] | None:
-    content = tifffile.xml2dict(xml)["OME"]["Image"]
-    pixels = (content[0] if isinstance(content, list) else content)["Pixels"]
-    sizes = []
-    for axis in "YX":
-        unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")
-        if f"PhysicalSize{axis}" not in pixels or unit not in _MICROMETRES:
-            return None
-        sizes.append(float(pixels[f"PhysicalSize{axis}"]) * _MICROMETRES[unit])
-    return sizes[0], sizes[1]

@@ -56,14 +56,21 @@ class PatchDataModule(DataModule):
         super().__init__(batch_size, eval_batch_size, num_workers, start_method, seed)
         if folds is not None and not 0 <= fold < folds:
             raise ValueError(f"fold must be in 0..{folds - 1}, received {fold}.")
-        self.root, self.manifest = Path(root), load_manifest(manifest)
+        self.root, self.manifest, self.manifest_argument = Path(root), load_manifest(manifest), manifest
         if self.manifest.kind != "patches-hdf5":
             raise ManifestError(
                 f"Manifest {self.manifest.name!r} is of kind {self.manifest.kind!r}; this pipeline reads "
                 "'patches-hdf5'."
             )
+        if len(self.manifest.classes) not in (0, 2):
+            raise ManifestError(
+                f"Manifest {self.manifest.name!r} has the classes {list(self.manifest.classes)}; this pipeline "
+                "tells two classes apart, labelled 0 and 1."
+            )
+        self.classes = self.manifest.classes or ("negative", "positive")
         self.augmentation = PatchAugmentation() if augmentation is None else augmentation
         self.unique_only, self.folds, self.fold, self.images = unique_only, folds, fold, images
+        self._patch_size: list[int] = []
         self._datasets: dict[str, ItemDataset] = {}
         self._labels: dict[str, np.ndarray] = {}
         self._groups: dict[str, np.ndarray | None] = {}
@@ -90,7 +97,7 @@ class PatchDataModule(DataModule):
             self._datasets["predict"] = self._open_prediction()
             return
         if stage == "fit":
-            report_quick_audit(self.manifest, self.root)
+            report_quick_audit(self.manifest, self.root, pooled=self.folds is not None)
         if self.folds is not None and set(wanted) & {"train", "valid"}:
             self._open_folds(self.folds)
             return
@@ -117,6 +124,16 @@ class PatchDataModule(DataModule):
         ids: np.ndarray,
     ) -> None:
         assert labels is not None  # files of this kind have labels, `open_patch_source` has read them
+        found = np.unique(labels)
+        if not np.isin(found, (0, 1)).all():
+            raise DataError(f"{self.root}: the labels of {split!r} are {found.tolist()}, expected 0 and 1.")
+        height, width = source.read(rows[:1])["image"].shape[1:3]
+        if height != width:
+            raise DataError(
+                f"{self.root}: the patches of {split!r} have {height}x{width} px, expected squares: quarter turns are "
+                "part of training and prediction. Cut them to squares."
+            )
+        self._patch_size = [height, width]
         if split in ("train", "valid") and len(np.unique(labels[rows])) < 2:
             raise DataError(f"{self.root}: all {len(rows):,} patches of {split!r} have label {labels[rows][0]}.")
         augmentation = self.augmentation if split == "train" else None
@@ -168,16 +185,20 @@ class PatchDataModule(DataModule):
         assert isinstance(source, PatchSource)
         return source.content_hashes()[self._datasets[split].rows]
 
+    def _hash(self, *splits: str) -> str:
+        return split_hash({split: (self._ids[split], self._labels[split]) for split in splits})
+
     def describe(self) -> dict[str, Any]:
         """Name, sizes, split hash and how the data were served; plain values."""
         return {
             "manifest": self.manifest.name,
-            "classes": list(self.manifest.classes),
+            "classes": list(self.classes),
             "channels": list(self.manifest.channels),
             "pixel_size_um": None if self.manifest.pixel_size_um is None else list(self.manifest.pixel_size_um),
-            "patch_size": [self.manifest.image.height, self.manifest.image.width],
+            "patch_size": self._patch_size,
             "sizes": {split: len(ids) for split, ids in self._ids.items() if split != "predict"},
-            "split_hash": split_hash({s: (self._ids[s], self._labels[s]) for s in self._labels}),
+            "split_hash": self._hash(*self._labels),
+            "valid_hash": self._hash("valid") if "valid" in self._labels else None,
             "unique_only": self.unique_only,
             "folds": self.folds,
             "fold": self.fold,
@@ -185,14 +206,27 @@ class PatchDataModule(DataModule):
         }
 
 
-def report_quick_audit(manifest: Manifest, root: Path) -> None:
+def report_quick_audit(manifest: Manifest, root: Path, pooled: bool = False) -> None:
     """Print what the quick audit found; errors stop before any training.
+
+    Args:
+        manifest: description of the data set.
+        root: folder that holds the files.
+        pooled: train and valid are pooled and dealt anew by group, so that groups in both of them are no leak.
 
     Raises:
         DataError: with all errors of the audit.
     """
     audit = quick_audit(manifest, root)
-    errors = [finding.text for finding in audit.findings if finding.level == "error"]
+    audits = [audit]
+    if pooled:
+        # Looked at one by one, each beside the test split, the two cannot leak into each other.
+        parts = [
+            {name: split for name, split in manifest.splits.items() if name != left} for left in ("train", "valid")
+        ]
+        audits = [quick_audit(manifest.model_copy(update={"splits": part}), root) for part in parts]
+    found = [finding.text for each in audits for finding in each.findings if finding.level == "error"]
+    errors = list(dict.fromkeys(found))
     if errors:
         raise DataError(
             f"The data in {root} cannot be trained on:\n"

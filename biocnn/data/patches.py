@@ -187,6 +187,8 @@ def _read_labels(manifest: Manifest, path: Path, count: int, images_path: Path) 
     labels = read_array(path, manifest.label_key)
     if labels.size != labels.shape[0]:
         raise DataError(f"{path}: {manifest.label_key!r} has shape {labels.shape}, expected (N, 1, 1, 1) or (N,).")
+    if labels.dtype.kind == "f" and not (labels == labels.round()).all():
+        raise DataError(f"{path}: {manifest.label_key!r} holds fractions, expected whole numbers of classes.")
     labels = labels.reshape(-1).astype(np.int64)
     if len(labels) != count:
         raise DataError(

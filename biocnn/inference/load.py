@@ -114,9 +114,3 @@ class PatchClassifier:
                 f"Expected uint8 patches of shape (N, rows, columns, {channels}), received {patches.shape} "
                 f"{patches.dtype}."
             )
-        expected = tuple(self.task.data_description.get("patch_size") or (None, None))
-        if any(want not in (None, have) for want, have in zip(expected, patches.shape[1:3], strict=True)):
-            raise DataError(
-                f"The model was trained on patches of {expected[0]}x{expected[1]} px, received "
-                f"{patches.shape[1]}x{patches.shape[2]} px."
-            )

@@ -49,8 +49,8 @@ def evaluate_binary(
     - `<key>_low` and `<key>_high`, 95 % intervals from a bootstrap over groups, for all of the above that are
       means or ranks (calibration errors have none: resampling inflates them); `bootstrap_repeats`, and
       `bootstrap_dropped`, the most replicates that any of them had to leave out;
-    - with `content_hash`, `n_unique` and each point value with `_unique`, where only the first sample of each
-      content is counted.
+    - with `content_hash`, `n_unique` and each of the values with `_unique` (intervals `_unique_low` and
+      `_unique_high`), where only the first sample of each content is counted.
 
     An undefined number (an area with one class, an interval with one group) is None, which JSON writes as
     null. Areas are computed from logits, which do not saturate; a temperature cannot change them.
@@ -94,9 +94,17 @@ def evaluate_binary(
     if content_hash is not None:
         _, first = np.unique(_companion("content_hash", content_hash, labels.size), return_index=True)
         result["n_unique"] = first.size
-        unique = _point_metrics(logits[first], labels[first], calibration)
-        result.update({f"{name}_unique": value for name, value in unique.items()})
+        unique = evaluate_binary(logits[first], labels[first], groups[first], calibration, repeats=repeats, seed=seed)
+        result.update({_unique_name(name): value for name, value in unique.items() if name not in _NOT_REPEATED})
     return {name: None if value is None or math.isnan(value) else value for name, value in result.items()}
+
+
+_NOT_REPEATED = ("n", "n_groups", "temperature", "threshold", "bootstrap_repeats", "bootstrap_dropped")
+
+
+def _unique_name(name: str) -> str:
+    base, _, bound = name.rpartition("_")
+    return f"{base}_unique_{bound}" if bound in ("low", "high") else f"{name}_unique"
 
 
 def _companion(name: str, value: ArrayLike, size: int) -> np.ndarray:

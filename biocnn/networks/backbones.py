@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from torch import nn
 
 from biocnn.errors import CheckpointError
@@ -57,8 +58,6 @@ class Backbone(nn.Module):
 def _make(architecture: str, num_logits: int, pretrained: bool) -> nn.Module:
     library, _, name = architecture.rpartition(".")
     if library == "torchvision.models":
-        import torchvision
-
         if name not in torchvision.models.list_models(module=torchvision.models):
             raise ValueError(f"torchvision has no classifier {name!r}; see torchvision.models.list_models().")
         network: nn.Module = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
@@ -74,26 +73,18 @@ def _make(architecture: str, num_logits: int, pretrained: bool) -> nn.Module:
 
 
 def replace_head(network: nn.Module, num_logits: int) -> nn.Module:
-    """Replace the last linear layer (or the last 1x1 convolution, as in SqueezeNet) by one of `num_logits` outputs.
+    """Replace the last linear layer by one of `num_logits` outputs.
 
     Raises:
-        ValueError: if there is neither.
+        ValueError: if there is none. SqueezeNet, for one, ends in a ReLU, which has no negative logits.
     """
-    heads = [
-        (name, module)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
-    ]
+    heads = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not heads:
-        raise ValueError(f"{type(network).__name__} has no linear layer to replace: give it {num_logits} outputs.")
-    name, head = heads[-1]
-    new: nn.Module
-    if isinstance(head, nn.Linear):
-        new = nn.Linear(head.in_features, num_logits)
-    else:
-        new = nn.Conv2d(head.in_channels, num_logits, 1)
-    parent_name, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent_name), child, new)
+        raise ValueError(f"{type(network).__name__} has no linear layer that could give {num_logits} logits.")
+    parent_name, _, child = heads[-1].rpartition(".")
+    head = network.get_submodule(heads[-1])
+    assert isinstance(head, nn.Linear)  # by the way it was chosen
+    setattr(network.get_submodule(parent_name), child, nn.Linear(head.in_features, num_logits))
     return network
 
 

@@ -1,28 +1,29 @@
 """Networks as plain data: how a checkpoint remembers what to build, without running code from the file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+import torchvision
 from torch import nn
 
 from biocnn.errors import CheckpointError
 
-TRUSTED_PACKAGES = (
-    "biocnn.networks",
-    "torchvision.models",
-    "timm",
-    "segmentation_models_pytorch",
-    "monai.networks",
-)
-"""Only from here is a name in a checkpoint resolved; anything else the user passes as an object."""
+TRUSTED_PACKAGES = ("biocnn.networks", "torchvision.models", "segmentation_models_pytorch", "monai.networks")
+"""Only network classes defined here, and torchvision's listed models, are made from a name in a checkpoint. Anything
+else the user passes as an object. timm's models come through :class:`biocnn.networks.Backbone`."""
 
 _PLAIN = (bool, int, float, str, type(None))
 
 
 def is_trusted(class_path: str) -> bool:
-    """Whether a class path lies in one of :data:`TRUSTED_PACKAGES`."""
-    return any(class_path == name or class_path.startswith(f"{name}.") for name in TRUSTED_PACKAGES)
+    """Whether a class path may be looked up: in a trusted package, and nowhere private.
+
+    Looking up is not calling: :func:`build` calls network classes and listed models only, never any other function that
+    happens to be importable from there.
+    """
+    private = any(part.startswith("_") for part in class_path.split("."))
+    return not private and any(class_path.startswith(f"{name}.") for name in TRUSTED_PACKAGES)
 
 
 def is_plain(value: Any) -> bool:
@@ -67,8 +68,7 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
         spec: ``{"class_path": str, "init_args": dict}``.
 
     Raises:
-        CheckpointError: if the class path is not trusted, its package is not installed, or it does not make a
-            network.
+        CheckpointError: if the class path is not trusted, its package is not installed, or it names no network.
     """
     class_path, init_args = str(spec.get("class_path", "")), spec.get("init_args", {})
     if not is_trusted(class_path) or not is_plain(init_args):
@@ -76,14 +76,26 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
             f"The network {class_path!r} is not made by name: only {', '.join(TRUSTED_PACKAGES)} are trusted. Make "
             "it yourself and pass it: biocnn.load(path, network=...)."
         )
-    module_name, _, name = class_path.rpartition(".")
-    try:
-        factory = getattr(import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise CheckpointError(
-            f"The network {class_path!r} cannot be imported ({error}). Install its package."
-        ) from error
-    network = factory(**init_args)
-    if not isinstance(network, nn.Module):
-        raise CheckpointError(f"{class_path!r} makes a {type(network).__name__}, expected a torch.nn.Module.")
+    network: nn.Module = _factory(class_path)(**init_args)
     return remember(network, class_path, init_args)
+
+
+def _factory(class_path: str) -> Callable[..., nn.Module]:
+    """The class or torchvision builder of a trusted class path.
+
+    Raises:
+        CheckpointError: if it cannot be imported or is neither of the two.
+    """
+    module_name, _, name = class_path.rpartition(".")
+    if module_name == "torchvision.models" and name in torchvision.models.list_models(module=torchvision.models):
+        # The checkpoint holds the weights; initial ones must not be fetched again.
+        return lambda **arguments: torchvision.models.get_model(name, **{**arguments, "weights": None})
+    try:
+        found = getattr(import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        message = f"The network {class_path!r} cannot be imported ({error}). Install its package."
+        raise CheckpointError(message) from error
+    is_network = isinstance(found, type) and issubclass(found, nn.Module)
+    if not (is_network and is_trusted(f"{found.__module__}.{found.__qualname__}")):
+        raise CheckpointError(f"{class_path!r} is no network class of a trusted package and is not called.")
+    return found

@@ -34,7 +34,7 @@ class Tested:
         logit: (N, V) float, before calibration.
         label: (N,) int of 0 and 1.
         ids: N names.
-        groups: N slides; the ids themselves when there is no group rule, so that patches count as independent.
+        groups: N slides; None when there is no group rule: then intervals take patches as independent, and say so.
         calibration: fitted on the validation split.
         hashes: (N,) digests of the pixels.
     """
@@ -42,7 +42,7 @@ class Tested:
     logit: np.ndarray
     label: np.ndarray
     ids: Sequence[str]
-    groups: Sequence[str]
+    groups: Sequence[str] | None
     calibration: Calibration
     hashes: np.ndarray
 
@@ -65,21 +65,27 @@ def make_room(folder: Path, stamp: dict[str, Any], previous: dict[str, Any] | No
         stamp: what the new results come from.
         previous: content of the ``metrics.json`` that is there, or None.
     """
-    if previous is None or all(previous.get(key) == value for key, value in stamp.items()):
+    there = [name for name in _RESULTS if (folder / name).exists()]
+    if not there or (previous is not None and all(previous.get(key) == value for key, value in stamp.items())):
         return
     aside = folder / "previous" / datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S_%f")
     aside.mkdir(parents=True)
-    for name in _RESULTS:
-        if (folder / name).exists():
-            shutil.move(folder / name, aside / name)
-    print(f"Earlier results, of other data or another checkpoint, were moved to {aside}.")
+    for name in there:
+        shutil.move(folder / name, aside / name)
+    print(f"What was there, of other data or another checkpoint, was moved to {aside}.")
 
 
 def write_predictions(path: Path, tested: Tested) -> None:
     """Write ``predictions.csv``: id, group, label, probability, spread, called, one row for each patch."""
     called = tested.probability >= tested.calibration.threshold
     columns = zip(
-        tested.ids, tested.groups, tested.label, tested.probability, tested.spread, called.astype(int), strict=True
+        tested.ids,
+        tested.groups or [""] * len(tested.ids),
+        tested.label,
+        tested.probability,
+        tested.spread,
+        called.astype(int),
+        strict=True,
     )
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
@@ -93,16 +99,19 @@ def test_metrics(tested: Tested, seed: int) -> dict[str, Any]:
 
     `auroc_one_view`, `accuracy_one_view` and `nll_one_view_uncalibrated` tell what test-time augmentation brings.
     """
-    metrics = dict(
+    metrics: dict[str, Any] = dict(
         evaluate_binary(
             tested.logit.mean(1),
             tested.label,
-            np.asarray(tested.groups),
+            np.asarray(tested.ids if tested.groups is None else tested.groups),
             tested.calibration,
             content_hash=tested.hashes,
             seed=seed,
         )
     )
+    metrics["intervals_over"] = "groups"
+    if tested.groups is None:
+        metrics["n_groups"], metrics["intervals_over"] = None, "patches, too narrow: no groups are known"
     if tested.logit.shape[1] > 1:
         single = tested.logit[:, 0]
         metrics.update(
@@ -135,13 +144,13 @@ def write_figures(
     )
     before = Calibration().apply(tested.logit.mean(1))
     save_figure(reliability_figure(tested.label, before, tested.probability), folder / "reliability.png")
-    where = most_confident_mistakes(tested.label, tested.probability)
+    where = most_confident_mistakes(tested.label, tested.probability, tested.calibration.threshold)
     gallery = mistakes_gallery_figure(
         mistakes,
         tested.label[where],
         tested.probability[where],
         tested.spread[where],
-        [tested.ids[position] for position in where],
+        [tested.ids[position] if tested.groups is None else tested.groups[position] for position in where],
         class_names=(classes[0], classes[1]),
     )
     save_figure(gallery, folder / "mistakes.png")

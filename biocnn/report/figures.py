@@ -125,8 +125,10 @@ def reliability_figure(label: ArrayLike, prob_before: ArrayLike, prob_after: Arr
         few = (curve.count > 0) & (curve.count < FIRM_COUNT)
         firm = curve.count >= FIRM_COUNT
         points = {"color": colour, "markersize": 5}
-        upper.plot(curve.confidence[firm], curve.fraction[firm], marker + line, label=text, **points)
-        upper.plot(curve.confidence[few], curve.fraction[few], marker, markerfacecolor="none", **points)
+        joined = np.where(firm, curve.fraction, np.nan)  # the line breaks where a bin holds too few
+        upper.plot(curve.confidence, joined, marker + line, label=text, **points)
+        hollow = {"markerfacecolor": "none", "label": f"{name}, fewer than {FIRM_COUNT} samples" if few.any() else "_"}
+        upper.plot(curve.confidence[few], curve.fraction[few], marker, **hollow, **points)
         lower.stairs(curve.count, curve.edge, color=colour, linewidth=1.6, linestyle=line)
     upper.set(title="Reliability", ylabel="observed fraction positive")
     upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))

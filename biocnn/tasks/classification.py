@@ -65,8 +65,15 @@ class ClassificationTask(Task):
         """One logit for each image: (B, C, H, W) in 0..1 to (B,).
 
         Raises:
+            DataError: if the images are of another size than those of the training.
             ValueError: if the network returns anything but one logit for each image.
         """
+        expected = self.data_description.get("patch_size")
+        if expected and list(image.shape[2:]) != list(expected):
+            raise DataError(
+                f"The model was trained on patches of {expected[0]}x{expected[1]} px, received "
+                f"{image.shape[2]}x{image.shape[3]} px."
+            )
         output = self(image)
         if output.shape not in ((len(image), 1), (len(image),)):
             raise ValueError(
@@ -119,9 +126,8 @@ class ClassificationTask(Task):
         gathered = self.val_predictions.compute()
         self.val_predictions.reset()
         logit, label = gathered["logit"].mean(1).double().cpu().numpy(), gathered["label"].cpu().numpy()
-        if groups is not None and len(groups) != len(logit):
-            raise DataError(f"{len(groups)} groups were given for {len(logit)} validation patches.")
-        self.calibration = calibrate(logit, label, groups, seed=seed)
+        names = None if groups is None else [groups[row] for row in gathered["index"].tolist()]
+        self.calibration = calibrate(logit, label, names, seed=seed)
         return self.calibration
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:

@@ -38,6 +38,16 @@ class EMA(WeightAveraging):
 
         super().__init__(multi_avg_fn=average)
 
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Swap the averaged weights in, during training only: otherwise the model is what is to be validated."""
+        if trainer.state.fn == "fit":
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Swap back."""
+        if trainer.state.fn == "fit":
+            super().on_validation_epoch_end(trainer, pl_module)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the averaged weights in the model, and stop swapping them in: there is nothing left to swap."""
         super().on_train_end(trainer, pl_module)

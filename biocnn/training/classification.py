@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +30,20 @@ from biocnn.training.runs import run_of, versions
 
 def calibrate_run(trainer: pl.Trainer, task: ClassificationTask, datamodule: PatchDataModule, best: Path) -> None:
     """After training: fit temperature and threshold of ``best.ckpt`` on the validation split, and store them in it."""
-    if best.is_file():
-        calibrate_checkpoint(trainer, task, datamodule, best)
-        rank_zero_info(f"Trained. Test it with: test --ckpt_path {best}")
+    if not best.is_file():
+        return
+    task.load_checkpoint(best)
+    calibration = calibrate_in_memory(trainer, task, datamodule)
+    store_calibration(trainer, best, calibration)
+    script = shlex.join([Path(sys.executable).name, sys.argv[0]])
+    given = f"--data.root {datamodule.root} --data.manifest {datamodule.manifest_argument}"
+    rank_zero_info(f"Trained. To test it: {script} test --ckpt_path {best} {given}")
 
 
-def calibrate_checkpoint(
-    trainer: pl.Trainer, task: ClassificationTask, datamodule: PatchDataModule, path: Path
-) -> Calibration:
-    """Validate a checkpoint in all its views, fit its calibration, and store that in the file.
-
-    Args:
-        trainer: runs the validation.
-        task: the weights of the checkpoint are loaded into it.
-        datamodule: gives the validation split and its groups.
-        path: of the checkpoint, which is replaced whole or not at all.
-    """
-    task.load_checkpoint(path)
+def calibrate_in_memory(trainer: pl.Trainer, task: ClassificationTask, datamodule: PatchDataModule) -> Calibration:
+    """Validate a task with the weights it has, in all its views, and fit its calibration."""
     trainer.validate(task, datamodule, verbose=False)
     calibration = task.calibrate_on_validation(datamodule.groups("valid"), datamodule.seed)
-    if trainer.is_global_zero:
-        update_biocnn_section(path, calibration=calibration.to_dict(), settings=task.settings())
-    trainer.strategy.barrier()
     kept = "kept" if calibration.kept else "1 is kept: no other helps unseen groups"
     rank_zero_info(
         f"Calibrated on validation: temperature {calibration.temperature:.3f} ({kept}), "
@@ -58,14 +52,36 @@ def calibrate_checkpoint(
     return calibration
 
 
+def store_calibration(trainer: pl.Trainer, path: Path, calibration: Calibration) -> None:
+    """Write a calibration into a checkpoint file, which is replaced whole or not at all."""
+    if trainer.is_global_zero:
+        update_biocnn_section(path, calibration=calibration.to_dict())
+    trainer.strategy.barrier()
+
+
 def calibrate_if_needed(trainer: pl.Trainer, task: ClassificationTask, datamodule: PatchDataModule, path: Path) -> None:
     """Before a test: calibrate a checkpoint that has no calibration, or one for another number of views.
 
-    A training that was killed leaves such a checkpoint. The test set is never used for it.
+    A training that was killed leaves a checkpoint without; it is completed. A calibration for a number of views that
+    was asked for at test time is used and not stored. The test set is never used for either.
+
+    Raises:
+        DataError: if the validation split is not the one that the checkpoint was chosen on.
     """
     stored = read_biocnn_checkpoint(path)["biocnn"]
-    if stored["calibration"] is None or stored["settings"]["test_time_augmentation"] != task.test_time_augmentation:
-        calibrate_checkpoint(trainer, task, datamodule, path)
+    same_views = stored["settings"]["test_time_augmentation"] == task.test_time_augmentation
+    if stored["calibration"] is not None and same_views:
+        return
+    datamodule.prepare_data()
+    datamodule.setup("validate")
+    if datamodule.describe()["valid_hash"] != stored["data"].get("valid_hash"):
+        raise DataError(
+            f"{path} has to be calibrated, and the validation split of {datamodule.root} is not the one that it was "
+            "chosen on. Give the --data.root, --data.manifest, --data.folds and --data.fold of its training."
+        )
+    calibration = calibrate_in_memory(trainer, task, datamodule)
+    if same_views:
+        store_calibration(trainer, path, calibration)
 
 
 def report_test(trainer: pl.Trainer, task: ClassificationTask, datamodule: PatchDataModule, path: Path) -> None:
@@ -81,7 +97,7 @@ def report_test(trainer: pl.Trainer, task: ClassificationTask, datamodule: Patch
         logit=gathered["logit"].astype(float),
         label=gathered["label"],
         ids=ids,
-        groups=datamodule.groups("test") or ids,
+        groups=datamodule.groups("test"),
         calibration=task.calibration or Calibration(),
         hashes=datamodule.content_hashes("test"),
     )
@@ -98,9 +114,9 @@ def report_test(trainer: pl.Trainer, task: ClassificationTask, datamodule: Patch
         **{f"version_{name}": version for name, version in versions().items()},
     }
     write_predictions(folder / "predictions.csv", tested)
-    where = most_confident_mistakes(tested.label, tested.probability)
+    where = most_confident_mistakes(tested.label, tested.probability, tested.calibration.threshold)
     mistakes = datamodule.dataset("test").source.read(where)["image"]
-    write_figures(folder / "figures", tested, mistakes, metrics, folder / "metrics.csv", datamodule.manifest.classes)
+    write_figures(folder / "figures", tested, mistakes, metrics, folder / "metrics.csv", datamodule.classes)
     write_json(metrics_path, metrics)
     print_summary(metrics, folder)
 
@@ -108,9 +124,11 @@ def report_test(trainer: pl.Trainer, task: ClassificationTask, datamodule: Patch
 def print_summary(metrics: dict[str, Any], folder: Path) -> None:
     """Print the headline numbers of a test and where everything is."""
     low, high = metrics.get("auroc_low"), metrics.get("auroc_high")
-    interval = "" if low is None or high is None else f" (95 % interval over groups {low:.3f} to {high:.3f})"
+    unit = metrics["intervals_over"]
+    interval = "" if low is None or high is None else f" (95 % interval over {unit} {low:.3f} to {high:.3f})"
+    groups = "" if metrics["n_groups"] is None else f" of {metrics['n_groups']} groups"
     print(
-        f"test: {metrics['n']:,} patches of {metrics['n_groups']} groups\n"
+        f"test: {metrics['n']:,} patches{groups}\n"
         f"  AUC {metrics['auroc']:.4f}{interval}\n"
         f"  accuracy {metrics['accuracy']:.4f} at 0.5, {metrics['accuracy_at_threshold']:.4f} at the validation "
         f"threshold {metrics['threshold']:.3f}\n"
@@ -124,8 +142,6 @@ def print_summary(metrics: dict[str, Any], folder: Path) -> None:
 
 def report_prediction(trainer: pl.Trainer, task: ClassificationTask, datamodule: PatchDataModule, path: Path) -> None:
     """After a prediction: write ``predictions_<name>.csv`` with the probability and spread of every patch."""
-    if trainer.world_size > 1:
-        raise DataError("Prediction runs on one device: pass --trainer.devices 1.")
     outputs = trainer.predict_loop.predictions
     logit = np.concatenate([output["logit"].cpu().double().numpy() for output in outputs])
     calibration = task.calibration
@@ -134,13 +150,29 @@ def report_prediction(trainer: pl.Trainer, task: ClassificationTask, datamodule:
         calibration = Calibration()
     probability, spread = calibration.apply(logit.mean(1)), calibration.apply(logit).std(1)
     assert datamodule.images is not None  # `setup` refuses to predict without
-    target = run_of(path) / f"predictions_{Path(datamodule.images).stem.strip('*') or 'images'}.csv"
+    target = prediction_table(run_of(path), datamodule.images)
     with atomic_path(target) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(["id", "probability", "spread", "called"])
         for name, p, s in zip(datamodule.ids("predict"), probability, spread, strict=True):
             writer.writerow([name, f"{p:.6f}", f"{s:.6f}", int(p >= calibration.threshold)])
     print(f"{len(probability):,} patches predicted: {target}")
+
+
+def prediction_table(folder: Path, images: str) -> Path:
+    """A new file ``predictions_<images>.csv`` in a folder: named after what was predicted, numbered if that is there.
+
+    Args:
+        folder: of the run.
+        images: what ``--data.images`` was, such as ``"slideA/*.png"`` or ``"b/x.h5"``.
+    """
+    parts = [part for part in Path(images).with_suffix("").parts[-2:] if not set("*?[/") & set(part)]
+    name = "_".join(["predictions", *parts])
+    target, number = folder / f"{name}.csv", 1
+    while target.exists():
+        number += 1
+        target = folder / f"{name}_{number}.csv"
+    return target
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

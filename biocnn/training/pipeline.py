@@ -4,10 +4,10 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -21,7 +21,7 @@ from biocnn.checkpoints import (
     remove_torn_files,
 )
 from biocnn.data.datamodule import DataModule
-from biocnn.errors import BiocnnError, CheckpointError
+from biocnn.errors import BiocnnError, CheckpointError, DataError
 from biocnn.files import write_text
 from biocnn.networks.spec import is_trusted, remember
 from biocnn.tasks.base import Task
@@ -45,8 +45,8 @@ class Job:
         name: of the folder below ``trainer.default_root_dir``.
         task: the LightningModule.
         datamodule: the DataModule.
-        monitor: validation metric that chooses ``best.ckpt``.
-        mode: ``"min"`` or ``"max"``.
+        monitors: validation metrics that may choose ``best.ckpt``, each with ``"min"`` or ``"max"``; the first is the
+            default.
         after_fit: runs when training has ended, on every process.
         before_test: runs before the test set is looked at.
         after_test: runs when it was.
@@ -56,8 +56,7 @@ class Job:
     name: str
     task: type[Task]
     datamodule: type[DataModule]
-    monitor: str
-    mode: str
+    monitors: Mapping[str, str]
     after_fit: Hook
     before_test: Hook
     after_test: Hook
@@ -101,6 +100,12 @@ class PipelineCLI(LightningCLI):
             default=500,
             help="last.ckpt is written this often, and at the end of every epoch.",
         )
+        parser.add_argument(
+            "--monitor",
+            type=Literal[tuple(self.job.monitors)],
+            default=next(iter(self.job.monitors)),
+            help="Validation metric that chooses best.ckpt.",
+        )
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def before_instantiate_classes(self) -> None:
@@ -119,21 +124,16 @@ class PipelineCLI(LightningCLI):
         resume: Path | None = None
         if wanted == "last":
             folder, resume = find_last(root, self.job.name, config.run)
-            self.run_folder = folder or self._new_run(root, config.run)
+            self.run_folder = folder or new_run(root, self.job.name, config.run)
             rank_zero_info(f"Continuing {resume}" if resume else f"{self.run_folder}: no checkpoint yet, starting anew")
         elif wanted is not None:
             resume = Path(wanted)
             self.run_folder = run_of(resume)
         else:
-            self.run_folder = self._new_run(root, config.run)
+            self.run_folder = new_run(root, self.job.name, config.run)
         config.ckpt_path = None if resume is None else str(resume)
-        if _is_first_process():
-            remove_torn_files(self.run_folder / "checkpoints")
-            self._write_config()
-
-    def _new_run(self, root: Path, name: str | None) -> Path:
-        # Only one process makes the folder; the others never write.
-        return new_run(root, self.job.name, name) if _is_first_process() else root / self.job.name / "other"
+        if resume is not None and not resume.is_file():
+            raise CheckpointError(f"There is no checkpoint {resume.resolve()}.")
 
     def _write_config(self) -> None:
         text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
@@ -162,8 +162,9 @@ class PipelineCLI(LightningCLI):
             resume = config.ckpt_path
             step = None if resume is None else int(read_checkpoint(resume)["global_step"])
             logger = MetricsCSV(self.run_folder, step)
+            mode = self.job.monitors[config.monitor]
             own = checkpoint_callbacks(
-                self.run_folder / "checkpoints", self.job.monitor, self.job.mode, config.checkpoint_every_n_steps
+                self.run_folder / "checkpoints", config.monitor, mode, config.checkpoint_every_n_steps
             )
             own += [RandomStates()] + ([] if config.ema_decay is None else [EMA(config.ema_decay)])
         settings = self._get(self.config_init, "trainer", default={})
@@ -172,11 +173,13 @@ class PipelineCLI(LightningCLI):
         return super().instantiate_trainer(logger=logger, callbacks=callbacks, plugins=plugins, **kwargs)
 
     def before_fit(self) -> None:
-        """Write ``run.json``, once the data have been looked at."""
+        """Make the run folder and write ``config.yaml`` and ``run.json``, once the data have been looked at."""
         if _is_first_process():
             self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         if _is_first_process():
+            remove_torn_files(self.run_folder / "checkpoints")
+            self._write_config()
             trained = sum(p.numel() for p in self.model.network.parameters() if p.requires_grad)
             seed = self.config.fit.seed_everything
             write_run_record(
@@ -198,6 +201,11 @@ class PipelineCLI(LightningCLI):
     def after_test(self) -> None:
         """The job's own report."""
         self.job.after_test(self.trainer, self.model, self.datamodule, self.checkpoint)
+
+    def before_predict(self) -> None:
+        """One process writes one table."""
+        if self.trainer.world_size > 1:
+            raise DataError("Prediction runs on one device: pass --trainer.devices 1.")
 
     def after_predict(self) -> None:
         """The job's own output."""

@@ -22,7 +22,7 @@ _RECORDED = ("biocnn", "torch", "torchvision", "pytorch-lightning", "torchmetric
 
 
 def new_run(root: Path, job: str, name: str | None = None) -> Path:
-    """A folder ``root/job/name`` for a new run, made; the name is the time when none is given.
+    """Choose a folder ``root/job/name`` for a new run, without making it; the name is the time when none is given.
 
     Raises:
         DataError: if there is a run of this name: nothing is overwritten.
@@ -37,7 +37,6 @@ def new_run(root: Path, job: str, name: str | None = None) -> Path:
             )
         number += 1
         folder = jobs / f"{chosen}_{number}"
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -47,7 +46,7 @@ def find_last(root: Path, job: str, name: str | None = None) -> tuple[Path | Non
     Args:
         root: folder of all runs.
         job: such as ``"pcam"``.
-        name: of the run; the one touched last when None.
+        name: of the run; the one trained last when None.
 
     Returns:
         (run folder, checkpoint): ``last.ckpt``, or ``best.ckpt`` if that is torn. The checkpoint is
@@ -57,9 +56,9 @@ def find_last(root: Path, job: str, name: str | None = None) -> tuple[Path | Non
     A checkpoint that cannot be read is named on standard error and passed over.
     """
     jobs = root / job
-    folders = [jobs / name] if name is not None else sorted(jobs.glob("*/"), key=_last_touched, reverse=True)
+    folders = [jobs / name] if name is not None else sorted(jobs.glob("*/"), key=_last_trained, reverse=True)
     for folder in folders:
-        if not folder.is_dir():
+        if not _last_trained(folder):
             continue
         for path in (folder / "checkpoints" / LAST, folder / "checkpoints" / BEST):
             if not path.is_file():
@@ -74,13 +73,18 @@ def find_last(root: Path, job: str, name: str | None = None) -> tuple[Path | Non
     return None, None
 
 
-def _last_touched(folder: Path) -> int:
-    return max([path.stat().st_mtime_ns for path in folder.rglob("*")] or [folder.stat().st_mtime_ns])
+def _last_trained(folder: Path) -> int:
+    # What training writes; a test of an old run must not make it the newest.
+    written = [*(folder / "checkpoints").glob("*.ckpt"), *folder.glob("metrics.csv"), *folder.glob("config.yaml")]
+    return max([path.stat().st_mtime_ns for path in written], default=0)
 
 
 def run_of(checkpoint: Path) -> Path:
-    """The run folder that a checkpoint belongs to: two levels up from ``RUN/checkpoints/x.ckpt``, else its folder."""
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    """Where results of a checkpoint go: its run folder; ``x_results`` beside an ``x.ckpt`` that lies elsewhere."""
+    run = checkpoint.parent.parent
+    if checkpoint.parent.name == "checkpoints" and (run / "config.yaml").is_file():
+        return run
+    return checkpoint.parent / f"{checkpoint.stem}_results"
 
 
 def _git_state(folder: Path) -> str | None:

@@ -152,27 +152,71 @@ def test_one_class_is_nothing_to_train_on(make_pcam: Callable[..., Path]) -> Non
         module(root)
 
 
-def test_resuming_with_another_seed_is_refused(pcam_folder: Path) -> None:
+def position(made: PatchDataModule, **changed: Any) -> dict[str, Any]:
+    return {"epoch": 1, "consumed": 32, "seed": 0, "split_hash": made.describe()["split_hash"], **changed}
+
+
+def test_resuming_with_another_seed_or_other_data_is_refused(pcam_folder: Path) -> None:
     made = module(pcam_folder, seed=1)
-    with pytest.raises(ValueError, match=r"trained with data\.seed=0, received 1"):
-        made.load_state_dict({"epoch": 0, "consumed": 16, "seed": 0})
+    with pytest.raises(DataError, match=r"trained with data\.seed=0, received 1"):
+        made.load_state_dict(position(made))
+    made = module(pcam_folder)
+    with pytest.raises(DataError, match=r"trained on splits 0123, the data at hand are"):
+        made.load_state_dict(position(made, split_hash="0123"))
 
 
 def test_position_is_continued(pcam_folder: Path) -> None:
     whole = [batch["index"].tolist() for batch in epoch(module(pcam_folder).train_dataloader(), 1)]
     resumed = module(pcam_folder)
-    resumed.load_state_dict({"epoch": 1, "consumed": 32, "seed": 0})
+    resumed.load_state_dict(position(resumed))
     loader = resumed.train_dataloader()
     assert [batch["index"].tolist() for batch in epoch(loader, 1)] == whole[2:]
     assert len(epoch(loader, 2)) == 4
+
+
+def test_labels_other_than_0_and_1_and_oblong_patches_stop_early(
+    make_pcam: Callable[..., Path], tmp_path: Path
+) -> None:
+    content = load_manifest("pcam").model_dump(mode="json")
+    content |= {"classes": [], "label_column": None, "image": {"dtype": "uint8"}}
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump(content))
+    root = make_pcam()
+    with h5py.File(root / "camelyonpatch_level_2_split_train_y.h5", "r+") as file:
+        file["y"][...] = file["y"][...] + 1
+    with pytest.raises(DataError, match=r"the labels of 'train' are \[1, 2\], expected 0 and 1"):
+        module(root, manifest=str(own))
+    oblong = make_pcam("oblong")
+    for split in ("train", "valid", "test"):
+        path = oblong / f"camelyonpatch_level_2_split_{split}_x.h5"
+        with h5py.File(path) as file:
+            cut = file["x"][:, :64]
+        with h5py.File(path, "w") as file:
+            file["x"] = cut
+    with pytest.raises(DataError, match="'train' have 64x96 px, expected squares"):
+        module(oblong, manifest=str(own))
+    own.write_text(yaml.safe_dump({**content, "classes": ["a", "b", "c"]}))
+    with pytest.raises(ManifestError, match=r"classes \['a', 'b', 'c'\]; this pipeline tells two classes apart"):
+        module(oblong, manifest=str(own))
+
+
+def test_folds_mend_groups_that_sit_in_train_and_valid(make_pcam: Callable[..., Path]) -> None:
+    root = make_pcam()
+    meta = root / "camelyonpatch_level_2_split_valid_meta.csv"
+    meta.write_text(meta.read_text().replace("valid_slide_0", "train_slide_0"))
+    made = module(root, folds=3)
+    assert not set(made.groups("train") or []) & set(made.groups("valid") or [])
+    meta = root / "camelyonpatch_level_2_split_test_meta.csv"
+    meta.write_text(meta.read_text().replace("test_slide_0", "train_slide_1"))
+    with pytest.raises(DataError, match="train_slide_1"):
+        module(root, folds=3)
 
 
 def test_workers_are_chosen_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sensible_workers(augmented=False, accelerator="cuda")[0] == 0
     assert sensible_workers(augmented=True, accelerator="cpu")[0] == 0
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert sensible_workers(augmented=True, accelerator="cuda") == (
+    assert sensible_workers(augmented=True, accelerator="cuda", processes=4) == (
         3,
         "16 cores for 4 process(es), one kept for training",
     )

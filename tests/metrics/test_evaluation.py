@@ -81,7 +81,10 @@ def test_the_keys_are_these():
     result = evaluate_binary(logit, label, group, CALIBRATION, repeats=20, content_hash=np.arange(600))
     ends = {f"{name}_{end}" for name in INTERVALS for end in ("low", "high")}
     other = {"n", "n_groups", "n_unique", "temperature", "threshold", "bootstrap_repeats", "bootstrap_dropped"}
-    assert set(result) == POINTS | ends | other | {f"{name}_unique" for name in POINTS}
+    unique = {f"{name}_unique" for name in POINTS}
+    unique |= {f"{name}_unique_{end}" for name in INTERVALS for end in ("low", "high")}
+    assert set(result) == POINTS | ends | other | unique
+    assert result["auroc_unique_low"] == result["auroc_low"]  # here every sample is unique
     assert result["bootstrap_repeats"] == 20
     for name in INTERVALS:
         assert result[f"{name}_low"] <= result[name] <= result[f"{name}_high"], name

@@ -1,4 +1,8 @@
+import os
+from pathlib import Path
+
 import pytest
+import torch
 import torchvision
 from torch import nn
 
@@ -26,11 +30,47 @@ def test_untrusted_modules_are_not_even_imported(tmp_path, monkeypatch: pytest.M
         build({"class_path": "evil_module.Network", "init_args": {}})
 
 
-def test_what_is_no_network_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"makes a list, expected a torch\.nn\.Module"):
-        build({"class_path": "torchvision.models.list_models", "init_args": {}})
-    with pytest.raises(CheckpointError, match="cannot be imported"):
-        build({"class_path": "torchvision.models.resnet17", "init_args": {}})
+@pytest.mark.parametrize(
+    "class_path",
+    [
+        "torchvision.models.list_models",
+        "torchvision.models.get_model",
+        "torchvision.models.resnet.load_state_dict_from_url",
+        "torchvision.models._api.load_state_dict_from_url",
+        "timm.models._builder.load_state_dict_from_url",
+        "biocnn.networks.backbones.load_weights",
+        "biocnn.networks.spec.import_module",
+        "torchvision.models.resnet17",
+        "torchvision.models.resnet.Callable",
+    ],
+)
+def test_functions_and_private_names_are_never_called(class_path: str) -> None:
+    with pytest.raises(CheckpointError, match=r"not made by name|not called|cannot be imported"):
+        build({"class_path": class_path, "init_args": {}})
+
+
+def test_pickled_code_is_not_reached_through_a_trusted_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.system, ("touch pwned",)
+
+    monkeypatch.chdir(tmp_path)
+    torch.save(Evil(), tmp_path / "evil.pth")
+    url = (tmp_path / "evil.pth").as_uri()
+    for function in (
+        "torchvision.models._api.load_state_dict_from_url",
+        "torchvision.models.resnet.load_state_dict_from_url",
+    ):
+        with pytest.raises(CheckpointError):
+            build({"class_path": function, "init_args": {"url": url, "model_dir": str(tmp_path / "hub")}})
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_weights_of_torchvision_are_not_fetched_again() -> None:
+    network = build(
+        {"class_path": "torchvision.models.resnet18", "init_args": {"weights": "DEFAULT", "num_classes": 1}}
+    )
+    assert network.fc.out_features == 1
 
 
 def test_functions_of_torchvision_are_remembered() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,9 +15,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import yaml
 
 import biocnn
 from biocnn.checkpoints import read_biocnn_checkpoint, update_biocnn_section
+from biocnn.data.manifest import load_manifest
+from biocnn.training.classification import prediction_table
 from biocnn.training.pipeline import run_pipeline
 from pipelines.pcam import JOB
 
@@ -119,7 +123,7 @@ def test_results_of_other_data_are_moved_aside(
     assert not (trained / "previous").exists()  # the same result replaces itself
     before = (trained / "metrics.json").read_text()
     output = run("test", "--ckpt_path", best, "--data.root", str(make_pcam("other", test=20)), *QUIET)
-    assert "were moved to" in output
+    assert "was moved to" in output
     (aside,) = (trained / "previous").iterdir()
     assert (aside / "metrics.json").read_text() == before
     assert (aside / "figures" / "roc.png").is_file()
@@ -140,10 +144,83 @@ def test_prediction_of_unlabelled_patches(trained: Path, pcam_folder: Path) -> N
     patches = pcam_folder / "camelyonpatch_level_2_split_valid_x.h5"
     best = trained / "checkpoints" / "best.ckpt"
     run("predict", "--ckpt_path", str(best), "--data.images", str(patches), *QUIET)
-    rows = list(csv.DictReader((trained / f"predictions_{patches.stem}.csv").open()))
+    table = f"predictions_{pcam_folder.name}_{patches.stem}"
+    rows = list(csv.DictReader((trained / f"{table}.csv").open()))
     with h5py.File(patches) as file:
         expected = biocnn.load(best).predict(file["x"][:])
     np.testing.assert_allclose([float(row["probability"]) for row in rows], expected, atol=2e-6)
+    run("predict", "--ckpt_path", str(best), "--data.images", str(patches), *QUIET)
+    assert (trained / f"{table}_2.csv").read_text() == (trained / f"{table}.csv").read_text()  # nothing is replaced
+
+
+def test_tables_are_named_after_what_was_predicted() -> None:
+    names = [
+        prediction_table(Path("run"), images).name for images in ("slideA/*.png", "slideB/*.png", "b/x.h5", "*.png")
+    ]
+    assert names == ["predictions_slideA.csv", "predictions_slideB.csv", "predictions_b_x.csv", "predictions.csv"]
+
+
+def test_files_beside_a_copied_checkpoint_are_left_alone(trained: Path, pcam_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / "checkpoints" / "best.ckpt", tmp_path / "best.ckpt")
+    (tmp_path / "predictions.csv").write_text("mine")
+    run("test", "--ckpt_path", str(tmp_path / "best.ckpt"), "--data.root", str(pcam_folder), *QUIET)
+    assert (tmp_path / "predictions.csv").read_text() == "mine"
+    assert (tmp_path / "best_results" / "metrics.json").is_file()
+
+
+def test_a_finished_run_keeps_its_calibration_when_it_is_continued(pcam_folder: Path, tmp_path: Path) -> None:
+    # A high learning rate makes a late epoch worse, so that the best and the last checkpoint differ.
+    arguments = fit_arguments(pcam_folder, tmp_path, "--run", "a", "--model.lr", "0.05", "--trainer.max_epochs", "6")
+    run(*arguments)
+    folder = tmp_path / "pcam" / "a" / "checkpoints"
+    before = read_biocnn_checkpoint(folder / "best.ckpt")
+    assert before["epoch"] != read_biocnn_checkpoint(folder / "last.ckpt")["epoch"]
+    run(*arguments, "--ckpt_path", "last")
+    assert read_biocnn_checkpoint(folder / "best.ckpt")["biocnn"] == before["biocnn"]
+
+
+def test_other_views_are_calibrated_for_without_changing_the_checkpoint(trained: Path, pcam_folder: Path) -> None:
+    best = trained / "checkpoints" / "best.ckpt"
+    content = best.read_bytes()
+    arguments = ["test", "--ckpt_path", str(best), "--data.root", str(pcam_folder), *QUIET]
+    output = run(*arguments, "--model.test_time_augmentation", "false")
+    assert "Calibrated on validation" in output
+    assert json.loads((trained / "metrics.json").read_text())["views"] == 1
+    assert best.read_bytes() == content
+
+
+def test_calibration_on_another_validation_split_is_refused(
+    trained: Path, make_pcam: Callable[..., Path], tmp_path: Path
+) -> None:
+    copied = tmp_path / "copied.ckpt"
+    shutil.copy(trained / "checkpoints" / "best.ckpt", copied)
+    update_biocnn_section(copied, calibration=None)
+    other = make_pcam("other", valid=20)
+    output = run("test", "--ckpt_path", str(copied), "--data.root", str(other), *QUIET, code=2)
+    assert "is not the one that it was chosen on" in output
+
+
+def test_a_failed_start_leaves_nothing_behind(pcam_folder: Path, tmp_path: Path) -> None:
+    run(*fit_arguments(tmp_path / "nowhere", tmp_path, "--run", "a"), code=2)
+    assert not (tmp_path / "pcam").exists()
+    run(*fit_arguments(pcam_folder, tmp_path, "--run", "a", "--monitor", "val_auroc", "--trainer.max_epochs", "1"))
+    best = read_biocnn_checkpoint(tmp_path / "pcam" / "a" / "checkpoints" / "best.ckpt")
+    assert any("'monitor': 'val_auroc'" in name for name in best["callbacks"])
+
+
+def test_without_groups_intervals_say_what_they_are_over(make_pcam: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_pcam()
+    content = load_manifest("pcam").model_dump(mode="json")
+    content |= {"group": None, "label_column": None, "classes": []}
+    for split in content["splits"].values():
+        split["meta"] = None
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
+    own = ["--data.manifest", str(tmp_path / "own.yaml")]
+    run(*fit_arguments(root, tmp_path, "--run", "a", "--trainer.max_epochs", "1", *own))
+    output = run("test", "--trainer.default_root_dir", str(tmp_path), "--data.root", str(root), *own, *QUIET)
+    assert "no groups are known" in output
+    metrics = json.loads((tmp_path / "pcam" / "a" / "metrics.json").read_text())
+    assert metrics["n_groups"] is None
 
 
 def test_two_processes_score_what_one_does(trained: Path, make_pcam: Callable[..., Path], tmp_path: Path) -> None:
@@ -190,8 +267,8 @@ def test_a_taken_name_is_refused(trained: Path, pcam_folder: Path) -> None:
 
 
 def test_torchvision_networks_by_class_path(pcam_folder: Path, tmp_path: Path) -> None:
-    network = '{"class_path": "torchvision.models.squeezenet1_1", "init_args": {"num_classes": 1}}'
+    network = '{"class_path": "torchvision.models.resnet18", "init_args": {"num_classes": 1}}'
     run(*fit_arguments(pcam_folder, tmp_path, "--run", "s", "--model.network", network, "--trainer.max_epochs", "1"))
     model = biocnn.load(tmp_path / "pcam" / "s" / "checkpoints" / "best.ckpt")
-    assert type(model.task.network).__name__ == "SqueezeNet"
+    assert type(model.task.network).__name__ == "ResNet"
     run("test", "--trainer.default_root_dir", str(tmp_path), "--data.root", str(pcam_folder), *QUIET)

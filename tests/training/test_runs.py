@@ -22,11 +22,13 @@ def put(path: Path, age: int = 0) -> Path:
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     first = new_run(tmp_path, "pcam", "a")
     assert first == tmp_path / "pcam" / "a"
-    assert new_run(tmp_path, "pcam", "a") == first  # still empty
+    assert not first.exists()  # a start that fails leaves nothing behind
+    first.mkdir(parents=True)
     (first / "config.yaml").write_text("")
     with pytest.raises(DataError, match=r"holds a run already\. Choose another --run"):
         new_run(tmp_path, "pcam", "a")
     unnamed = new_run(tmp_path, "pcam")
+    unnamed.mkdir()
     (unnamed / "config.yaml").write_text("")
     assert new_run(tmp_path, "pcam") != unnamed
 
@@ -42,7 +44,11 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path, capsys: pytest.Cap
     assert find_last(tmp_path, "pcam") == (tmp_path / "pcam" / "new", best)
     assert "Passed over" in capsys.readouterr().err
     best.unlink()
+    (tmp_path / "pcam" / "new" / "config.yaml").write_text("")
     assert find_last(tmp_path, "pcam") == (tmp_path / "pcam" / "new", None)
+    (tmp_path / "pcam" / "empty").mkdir()
+    (tmp_path / "pcam" / "old" / "metrics.json").write_text("{}")  # tested later than the other was trained
+    assert find_last(tmp_path, "pcam")[0] == tmp_path / "pcam" / "new"
 
 
 def test_what_an_evaluation_takes(tmp_path: Path) -> None:
@@ -54,8 +60,10 @@ def test_what_an_evaluation_takes(tmp_path: Path) -> None:
     assert evaluation_checkpoint("best", tmp_path, "pcam", None) == best
     assert evaluation_checkpoint("last", tmp_path, "pcam", None) == last
     assert evaluation_checkpoint("x.ckpt", tmp_path, "pcam", None) == "x.ckpt"
+    (tmp_path / "pcam" / "a" / "config.yaml").write_text("")
     assert run_of(best) == tmp_path / "pcam" / "a"
-    assert run_of(Path("folder/x.ckpt")) == Path("folder")
+    assert run_of(Path("folder/x.ckpt")) == Path("folder/x_results")  # never among a user's own files
+    assert run_of(Path("folder/checkpoints/x.ckpt")) == Path("folder/checkpoints/x_results")
 
 
 def stored(tmp_path: Path, network: dict[str, object] | None) -> Path:
