@@ -335,7 +335,7 @@ def _describe_headers(
         content["image"] |= {"height": common.height, "width": common.width}
     reasons.append(f"Images: {common} in {looks[common]} of {len(headers)} files.")
     if common.channels not in (1, 3):
-        open_points.append(f"channels: {common.channels} per image; name them, or remove an alpha channel.")
+        open_points.append(f"channels: {common.channels} per image; name them.")
     if len({(header.channels, header.dtype, header.planes) for header in headers}) > 1 or common.planes > 1:
         open_points.append(f"images are not alike: {', '.join(map(str, looks))}.")
 

@@ -59,8 +59,8 @@ class PatchSource:
         batch: dict[str, Any] = {"image": self.images.take(rows)}
         if self.labels is not None:
             batch["label"] = self.labels[rows]
-        batch["id"] = [name.decode() for name in self.ids[rows]]
-        batch["group"] = [] if self.groups is None else [name.decode() for name in self.groups[rows]]
+        batch["id"] = [name.decode() for name in self.ids[rows].tolist()]
+        batch["group"] = [] if self.groups is None else [name.decode() for name in self.groups[rows].tolist()]
         return batch
 
     def blocks(self, size: int = _BLOCK) -> Iterator[np.ndarray]:
