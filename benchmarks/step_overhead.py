@@ -88,7 +88,7 @@ def bare_step(steps: int, averaged: bool) -> float:
         if step == WARM_UP:
             start = time.perf_counter()
         optimizer.zero_grad()
-        logits = task.network((batch["image"] - task.mean) / task.std)[:, 0]
+        logits = task.network(task.normalise(batch["image"]))[:, 0]
         F.binary_cross_entropy_with_logits(logits, batch["label"].float()).backward()
         optimizer.step()
         schedule.step()

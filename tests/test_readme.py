@@ -12,19 +12,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from biocnn.cli import _parser, main
 from biocnn.data.manifest import load_manifest
+from tests.data.drawn import save, vessels
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What makes a training short enough for a test; the network of a test or a prediction comes from the checkpoint.
-SHORT_FIT = [
-    *("--trainer.max_epochs", "1", "--data.batch_size", "8"),
-    "--model.network",
-    '{"class_path": "biocnn.networks.SmallDenseNet", "init_args": {"layers": [0, 1], "growth_rate": 4}}',
-]
+SHORT_FIT = {
+    "pipelines/pcam.py": [
+        *("--trainer.max_epochs", "1", "--data.batch_size", "8"),
+        "--model.network",
+        '{"class_path": "biocnn.networks.SmallDenseNet", "init_args": {"layers": [0, 1], "growth_rate": 4}}',
+    ],
+    "pipelines/tubularity.py": [
+        *("--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1", "--data.tiles_per_epoch", "10"),
+        *("--data.batch_size", "2", "--model.network.init_args.channels", "[4, 8]"),
+    ],
+}
+JOBS = ("pcam", "tubularity")
 SHORT = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 
 
@@ -39,8 +48,13 @@ def commands(text: str = README) -> list[str]:
 
 def test_the_readme_has_the_commands_that_are_run_here() -> None:
     first_words = [" ".join(shlex.split(command)[:2]) for command in commands()]
-    assert set(first_words) == {"make quickstart", "make test", "biocnn data", "python pipelines/pcam.py"}
-    verbs = {shlex.split(command)[2] for command in commands() if not command.startswith("make")}
+    assert set(first_words) == {
+        *("make quickstart", "make test", "biocnn data"),
+        *(f"python pipelines/{name}.py" for name in ("pcam", "tubularity", "ridge_filters")),
+    }
+    verbs = {
+        shlex.split(command)[2] for command in commands() if not command.startswith(("make", "python pipelines/ridge"))
+    }
     assert verbs == {"fetch", "verify", "audit", "init", "fit", "test", "predict"}
 
 
@@ -66,6 +80,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pcam: Callab
     (tmp_path / "patches").mkdir()
     for number, patch in enumerate(np.random.default_rng(0).integers(0, 255, (3, 96, 96, 3), dtype=np.uint8)):
         Image.fromarray(patch).save(tmp_path / "patches" / f"{number}.png")
+    for number, split in enumerate(["train"] * 3 + ["valid"] * 2 + ["test"] * 2):
+        image, mask = vessels(number, 160, 140)
+        save(tmp_path / "vessels" / split / "images" / f"{number}.png", np.repeat(image[..., None], 3, 2))
+        save(tmp_path / "vessels" / split / "masks" / f"{number}.png", mask.astype(np.uint8) * 255)
+    save(tmp_path / "lab" / "new.tif", np.repeat(vessels(77, 150, 170)[0][..., None], 3, 2))
     (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -81,8 +100,8 @@ def run_script(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return stopped.value.code
 
 
-def newest_run(workplace: Path) -> str:
-    runs = sorted((workplace / "runs" / "pcam").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+def newest_run(workplace: Path, job: str) -> str:
+    runs = sorted((workplace / "runs" / job).iterdir(), key=lambda path: path.stat().st_mtime_ns)
     return runs[-1].name
 
 
@@ -94,8 +113,11 @@ def test_every_command_works_in_the_order_of_the_readme(
             continue
         program, *arguments = shlex.split(command)
         if program == "python":
-            arguments = [word.replace("RUN", newest_run(workplace)) if "RUN" in word else word for word in arguments]
-            more = [*SHORT, *(SHORT_FIT if arguments[1] == "fit" else [])]
+            job = Path(arguments[0]).stem
+            arguments = [
+                word.replace("RUN", newest_run(workplace, job)) if "RUN" in word else word for word in arguments
+            ]
+            more = [*SHORT, *(SHORT_FIT[arguments[0]] if arguments[1] == "fit" else [])] if job in JOBS else []
             assert run_script([*arguments, *more], monkeypatch) == 0, command
         elif arguments[1] == "fetch":
             parsed = _parser().parse_args(arguments)  # there is no network in a test
@@ -105,17 +127,36 @@ def test_every_command_works_in_the_order_of_the_readme(
             expected = 1 if arguments[1] == "verify" else 0
             assert main(arguments) == expected, capsys.readouterr()
         if arguments[1] == "test":
-            notebook_predicts(workplace)
-    assert sorted(path.name for path in workplace.iterdir()) == ["DIR", "mydata", "patches", "pipelines", "runs"]
+            notebook_predicts(workplace, job)
+    made = {"DIR", "lab", "mydata", "patches", "pipelines", "runs", "vessels"}
+    assert {path.name for path in workplace.iterdir()} == made
     assert_run_folder_is_as_described(workplace)
 
 
-def notebook_predicts(workplace: Path) -> None:
-    (code,) = blocks("python")
-    names = {"patches": np.random.default_rng(0).integers(0, 255, (4, 96, 96, 3), dtype=np.uint8)}
-    exec(code.replace("RUN", newest_run(workplace)), names)
-    assert names["probability"].shape == (4,)
-    assert names["called"].dtype == bool
+def notebook_predicts(workplace: Path, job: str) -> None:
+    (code,) = [block for block in blocks("python") if f"runs/{job}/" in block]
+    random = np.random.default_rng(0)
+    names = {
+        "patches": random.integers(0, 255, (4, 96, 96, 3), dtype=np.uint8),
+        "image": random.integers(0, 255, (70, 90, 3), dtype=np.uint8),
+    }
+    exec(code.replace("RUN", newest_run(workplace, job)), names)
+    if job == "pcam":
+        assert names["probability"].shape == (4,)
+        assert names["called"].dtype == bool
+    else:
+        assert names["tubularity"].shape == names["mask"].shape == (70, 90)
+        assert names["mask"].dtype == bool
+
+
+def test_the_losses_work_as_the_readme_shows_them() -> None:
+    (code,) = [block for block in blocks("python") if "biocnn.losses" in block]
+    logits = torch.randn(2, 1, 32, 32, requires_grad=True)
+    names: dict[str, object] = {"logits": logits, "target": torch.ones(2, 1, 32, 32).tril(), "valid": None}
+    exec(code, names)
+    assert isinstance(names["value"], torch.Tensor)
+    names["value"].backward()
+    assert logits.grad is not None
 
 
 def assert_run_folder_is_as_described(workplace: Path) -> None:

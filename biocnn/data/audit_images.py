@@ -128,7 +128,9 @@ def _check_headers(manifest: Manifest, files: list[ImageFiles], report: _Report)
     report.each("error", f"images are not {wanted.dtype}, as the manifest says", strange)
     strange = [path for path, header in images.items() if header.channels != len(manifest.channels)]
     report.each("error", f"images have not the {len(manifest.channels)} channels of the manifest", strange)
-    report.each("error", "images have several planes", [path for path, header in images.items() if header.planes > 1])
+    # A stack with a stack of masks is its planes; points have no plane.
+    stacks = [path for path, header in images.items() if header.planes > 1 and manifest.kind != "image-mask"]
+    report.each("error", "images have several planes", stacks)
     strange = [
         path
         for path, header in images.items()
@@ -139,11 +141,15 @@ def _check_headers(manifest: Manifest, files: list[ImageFiles], report: _Report)
         differing = []
         for file in files:
             image, partner = images.get(file.image), headers.get(getattr(file, what))
-            if image and partner and (image.height, image.width) != (partner.height, partner.width):
+            if image and partner and _extent(image) != _extent(partner):
                 differing.append(getattr(file, what))
         report.each("error", f"files of `{what}` differ in size from their image", differing)
     looks = Counter(map(str, images.values()))
     return listed(look for look, _ in looks.most_common(2)) + (f" ({len(looks)} kinds)" if len(looks) > 2 else "")
+
+
+def _extent(header: Header) -> tuple[int, int, int]:
+    return header.planes, header.height, header.width
 
 
 def _check_pixels(

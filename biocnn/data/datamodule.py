@@ -2,6 +2,7 @@
 
 import os
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -9,11 +10,16 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from biocnn.data.dataset import Batch, ItemDataset, as_batch, to_float
+from biocnn.data.audit import quick_audit
+from biocnn.data.dataset import Batch, BatchDataset, as_batch, to_float
+from biocnn.data.manifest import Manifest
 from biocnn.data.sampler import EpochSampler, ShardSampler
 from biocnn.errors import DataError
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
+
+STAGES = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), "predict": ("predict",)}
+"""The splits that a stage of Lightning needs."""
 
 
 def sensible_workers(augmented: bool, accelerator: str, processes: int = 1) -> tuple[int, str]:
@@ -83,7 +89,7 @@ class DataModule(pl.LightningDataModule):
         self._position: dict[str, Any] = {"epoch": 0, "consumed": 0}
 
     @abstractmethod
-    def dataset(self, split: str) -> ItemDataset:
+    def dataset(self, split: str) -> BatchDataset:
         """The data set of ``"train"``, ``"valid"``, ``"test"`` or ``"predict"``, made in `setup`."""
 
     @abstractmethod
@@ -125,7 +131,7 @@ class DataModule(pl.LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _loader(
-        self, dataset: ItemDataset, sampler: EpochSampler | ShardSampler, batch_size: int, drop_last: bool
+        self, dataset: BatchDataset, sampler: EpochSampler | ShardSampler, batch_size: int, drop_last: bool
     ) -> DataLoader[Batch]:
         accelerator = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
         workers = self.num_workers
@@ -186,3 +192,38 @@ class DataModule(pl.LightningDataModule):
                 "Resume with the data, folds and settings of the checkpoint, or start a new run."
             )
         self._position = dict(state_dict)
+
+
+def report_quick_audit(manifest: Manifest, root: Path, pooled: bool = False) -> None:
+    """Print what the quick audit found; errors stop before any training.
+
+    Args:
+        manifest: description of the data set.
+        root: folder that holds the files.
+        pooled: train and valid are pooled and dealt anew by group, so that groups in both of them are no leak.
+
+    Raises:
+        DataError: with all errors of the audit.
+    """
+    audit = quick_audit(manifest, root)
+    audits = [audit]
+    if pooled:
+        # Looked at one by one, each beside the test split, the two cannot leak into each other.
+        parts = [
+            {name: split for name, split in manifest.splits.items() if name != left} for left in ("train", "valid")
+        ]
+        audits = [quick_audit(manifest.model_copy(update={"splits": part}), root) for part in parts]
+    found = [finding.text for each in audits for finding in each.findings if finding.level == "error"]
+    errors = list(dict.fromkeys(found))
+    if errors:
+        raise DataError(
+            f"The data in {root} cannot be trained on:\n"
+            + "\n".join(f"  - {text}" for text in errors)
+            + f"\nSee `biocnn data audit {manifest.name} --root {root}`."
+        )
+    for row in audit.rows:
+        content = f", {row.content}" if row.content else ""
+        groups = "" if row.groups is None else f", {row.groups:,} groups"
+        rank_zero_info(f"data audit: {row.split}: {row.images:,} images of {row.shape}{content}{groups}")
+    for finding in audit.findings:
+        rank_zero_info(f"data audit, {finding.level}: {finding.text}")

@@ -1,5 +1,6 @@
 """The one Dataset of all jobs: a source that reads rows, an augmentation, and the keys of the samplers."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,8 +14,9 @@ from biocnn.data.sampler import ItemKey
 Batch = dict[str, Any]
 """What a loader serves. Keys, as far as a job has them:
 
-``image`` (B, H, W, C) uint8, or (B, C, H, W) float32 in 0..1 after :func:`to_float`; ``label`` (B,) int64;
-``index`` (B,) int64, row in the data set; ``id`` and ``group`` lists of B strings.
+``image`` (B, H, W, C) uint8, or (B, C, H, W) float32 in 0..1 after :func:`to_float`; ``label`` (B,) int64; ``mask``
+and ``tube`` (B, 1, H, W) float32, 0 and 1; ``distance`` (B, 1, H, W) float32 in pixels; ``valid`` (B, 1, H, W) bool,
+False where pixels must not count; ``index`` (B,) int64, row in the data set; ``id`` and ``group`` lists of B strings.
 """
 
 _AUGMENTED = ("image", "mask", "valid")
@@ -32,7 +34,31 @@ class Source(Protocol):
         ...
 
 
-class ItemDataset(Dataset[Batch]):
+class BatchDataset(Dataset[Batch]):
+    """What a loader needs to know of a data set: its length, whole batches, and whether they are augmented.
+
+    Attributes:
+        augmentation: applied to every item; None for evaluation.
+    """
+
+    augmentation: Augmentation | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitems__(self, keys: Sequence[ItemKey | int]) -> Batch: ...
+
+    def __getitem__(self, key: ItemKey | int) -> Batch:
+        return self.__getitems__([key])
+
+
+def epoch_and_index(key: ItemKey | int) -> ItemKey:
+    """The key of an item; a plain index means epoch 0."""
+    return key if isinstance(key, tuple) else (0, int(key))
+
+
+class ItemDataset(BatchDataset):
     """Rows of a source, augmented, served as whole batches.
 
     Item i of the data set is row ``rows[i]`` of the source. A batch is read in one go (`__getitems__`), which is
@@ -58,11 +84,8 @@ class ItemDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: ItemKey | int) -> Batch:
-        return self.__getitems__([key])
-
     def __getitems__(self, keys: Sequence[ItemKey | int]) -> Batch:
-        pairs = [key if isinstance(key, tuple) else (0, int(key)) for key in keys]
+        pairs = [epoch_and_index(key) for key in keys]
         index = np.array([item for _, item in pairs], np.int64)
         batch = self.source.read(self.rows[index])
         if self.augmentation is not None:

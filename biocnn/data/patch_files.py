@@ -1,6 +1,7 @@
 """Patches to predict: an HDF5 file, a folder, or a glob of image files, all of one size."""
 
 import glob
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,29 @@ def open_patch_images(pattern: str, manifest: Manifest) -> PatchSource | ImageFi
                 f"{len(manifest.channels)})."
             )
         return PatchSource(path.stem, images)
-    found = (
-        sorted(path.iterdir()) if path.is_dir() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-    )
-    paths = [name for name in found if name.suffix.lower() in _IMAGE_SUFFIXES]
+    return ImageFileSource(matching_files(pattern, _IMAGE_SUFFIXES))
+
+
+def matching_files(pattern: str, suffixes: Collection[str]) -> list[Path]:
+    """Files that a user names for prediction, sorted by name.
+
+    Args:
+        pattern: a file, a folder, or a glob.
+        suffixes: lower-case endings of the files that are taken; others, such as notes in the folder, are left out.
+
+    Raises:
+        DatasetNotFoundError: if nothing matches.
+    """
+    path = Path(pattern)
+    # A path that exists is meant as it is, also when its name holds what would be a wildcard. A Zarr is a folder.
+    if path.is_dir() and path.suffix.lower() not in suffixes:
+        found = sorted(path.iterdir())
+    else:
+        found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    paths = [name for name in found if name.suffix.lower() in suffixes]
     if not paths:
         raise DatasetNotFoundError(
-            f"No image matches {pattern!r} in {Path.cwd()}. Give an HDF5 file, a folder, or a quoted glob such as "
-            "'patches/*.png'."
+            f"No image matches {pattern!r} in {Path.cwd()}. Give a file, a folder, or a quoted glob such as "
+            f"'images/*.png'; the endings {', '.join(suffixes)} are read."
         )
-    return ImageFileSource(paths)
+    return paths

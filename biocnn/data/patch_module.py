@@ -6,17 +6,14 @@ from typing import Any
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_info
 
-from biocnn.data.audit import quick_audit
 from biocnn.data.augmentation import Augmentation, PatchAugmentation
-from biocnn.data.datamodule import DataModule, StartMethod
+from biocnn.data.datamodule import STAGES, DataModule, StartMethod, report_quick_audit
 from biocnn.data.dataset import ConcatSource, ItemDataset, Source
-from biocnn.data.manifest import Manifest, load_manifest
+from biocnn.data.manifest import load_manifest
 from biocnn.data.patch_files import open_patch_images
 from biocnn.data.patches import PatchSource, first_occurrences, open_patch_source
 from biocnn.data.splits import group_folds, split_hash
 from biocnn.errors import DataError, ManifestError
-
-_STAGES = {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",), "predict": ("predict",)}
 
 
 class PatchDataModule(DataModule):
@@ -90,7 +87,7 @@ class PatchDataModule(DataModule):
             DataError: if files are damaged or do not belong together, if a group sits in two splits, or if a split
                 holds one class only.
         """
-        wanted = [split for split in _STAGES[stage] if split not in self._datasets]
+        wanted = [split for split in STAGES[stage] if split not in self._datasets]
         if not wanted:
             return
         if stage == "predict":
@@ -204,37 +201,3 @@ class PatchDataModule(DataModule):
             "fold": self.fold,
             "seed": self.seed,
         }
-
-
-def report_quick_audit(manifest: Manifest, root: Path, pooled: bool = False) -> None:
-    """Print what the quick audit found; errors stop before any training.
-
-    Args:
-        manifest: description of the data set.
-        root: folder that holds the files.
-        pooled: train and valid are pooled and dealt anew by group, so that groups in both of them are no leak.
-
-    Raises:
-        DataError: with all errors of the audit.
-    """
-    audit = quick_audit(manifest, root)
-    audits = [audit]
-    if pooled:
-        # Looked at one by one, each beside the test split, the two cannot leak into each other.
-        parts = [
-            {name: split for name, split in manifest.splits.items() if name != left} for left in ("train", "valid")
-        ]
-        audits = [quick_audit(manifest.model_copy(update={"splits": part}), root) for part in parts]
-    found = [finding.text for each in audits for finding in each.findings if finding.level == "error"]
-    errors = list(dict.fromkeys(found))
-    if errors:
-        raise DataError(
-            f"The data in {root} cannot be trained on:\n"
-            + "\n".join(f"  - {text}" for text in errors)
-            + f"\nSee `biocnn data audit {manifest.name} --root {root}`."
-        )
-    for row in audit.rows:
-        groups = "" if row.groups is None else f", {row.groups:,} groups"
-        rank_zero_info(f"data audit: {row.split}: {row.images:,} images of {row.shape}, {row.content}{groups}")
-    for finding in audit.findings:
-        rank_zero_info(f"data audit, {finding.level}: {finding.text}")

@@ -2,22 +2,21 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from biocnn.checkpoints import read_biocnn_checkpoint
-from biocnn.data.dataset import to_float
-from biocnn.errors import CheckpointError, DataError
-from biocnn.metrics.calibration import Calibration
+from biocnn.errors import CheckpointError
+from biocnn.inference.classification import PatchClassifier
+from biocnn.inference.segmentation import Segmenter
 from biocnn.networks.spec import build
-from biocnn.networks.views import view_logits
 from biocnn.tasks.classification import ClassificationTask
+from biocnn.tasks.segmentation import SegmentationTask
 
 
 def load(
     path: str | Path, network: nn.Module | None = None, device: str | torch.device | None = None
-) -> "PatchClassifier":
+) -> PatchClassifier | Segmenter:
     """Load a trained model, ready to predict.
 
     The file is read with `weights_only=True`: only tensors and plain data, never code. Its network is made by name
@@ -28,12 +27,16 @@ def load(
         network: the network, with any weights, if it cannot be made by name.
         device: where to predict; the GPU when there is one, else the CPU.
 
+    Returns:
+        What predicts with a model of this task: a :class:`PatchClassifier` or a :class:`Segmenter`.
+
     Raises:
         CheckpointError: if the file is missing, torn, not one of biocnn's, holds a network that has to be passed, or
             its weights do not fit.
     """
     stored = read_biocnn_checkpoint(path)["biocnn"]
-    if stored["task"] != ClassificationTask.__name__:
+    task_class = {task.__name__: task for task in (ClassificationTask, SegmentationTask)}.get(stored["task"])
+    if task_class is None:
         raise CheckpointError(f"{path} holds a {stored['task']}, which this version of biocnn cannot predict with.")
     if network is None:
         if stored["network"] is None:
@@ -42,75 +45,9 @@ def load(
                 "it: biocnn.load(path, network=...)."
             )
         network = build(stored["network"])
-    task = ClassificationTask(network, **stored["settings"])
+    task = task_class(network, **stored["settings"])
     task.load_checkpoint(path)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return PatchClassifier(task.to(device).eval())
-
-
-class PatchClassifier:
-    """Predicts patches with a trained :class:`ClassificationTask`.
-
-    Attributes:
-        task: with its weights, in evaluation mode.
-        calibration: temperature and threshold, fitted on the validation split.
-        classes: names of the classes 0 and 1.
-        pixel_size_um: (row, column) micrometres per pixel of the training patches; None if not known.
-    """
-
-    def __init__(self, task: ClassificationTask) -> None:
-        self.task = task
-        self.calibration = task.calibration or Calibration()
-        self.classes: tuple[str, ...] = tuple(task.data_description.get("classes", ()))
-        size = task.data_description.get("pixel_size_um")
-        self.pixel_size_um: tuple[float, float] | None = None if size is None else (size[0], size[1])
-
-    @property
-    def threshold(self) -> float:
-        """Probability from which a patch is called positive."""
-        return self.calibration.threshold
-
-    def predict(self, patches: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """Calibrated probability of the positive class.
-
-        Args:
-            patches: (N, H, W, C) uint8, of the size and pixel size that the network was trained on; N may be 0.
-            batch_size: patches at a time.
-
-        Returns:
-            (N,) float64 in 0..1.
-
-        Raises:
-            DataError: if the array is of another shape or dtype.
-        """
-        return np.asarray(self.calibration.apply(self._logits(patches, batch_size).mean(1)))
-
-    def predict_with_spread(self, patches: np.ndarray, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-        """As :meth:`predict`, and the standard deviation of the probability over the views of each patch.
-
-        Returns:
-            probability (N,) and spread (N,), float64. The spread is 0 without test-time augmentation.
-        """
-        logit = self._logits(patches, batch_size)
-        return np.asarray(self.calibration.apply(logit.mean(1))), np.asarray(self.calibration.apply(logit).std(1))
-
-    def _logits(self, patches: np.ndarray, batch_size: int) -> np.ndarray:
-        patches = np.asarray(patches)
-        self._check(patches)
-        device = self.task.device
-        parts = [np.zeros((0, self.task.views))]
-        with torch.inference_mode():
-            for start in range(0, len(patches), batch_size):
-                block = torch.from_numpy(np.ascontiguousarray(patches[start : start + batch_size])).to(device)
-                image = to_float({"image": block})["image"]
-                parts.append(view_logits(self.task.logits, image, self.task.views).double().cpu().numpy())
-        return np.concatenate(parts)
-
-    def _check(self, patches: np.ndarray) -> None:
-        channels = len(self.task.image_mean)
-        if patches.ndim != 4 or patches.shape[3] != channels or patches.dtype != np.uint8:
-            raise DataError(
-                f"Expected uint8 patches of shape (N, rows, columns, {channels}), received {patches.shape} "
-                f"{patches.dtype}."
-            )
+    task = task.to(device).eval()
+    return PatchClassifier(task) if isinstance(task, ClassificationTask) else Segmenter(task)

@@ -171,41 +171,63 @@ class WeightedSum(Loss):
 class Term(Loss):
     """A loss of another package as a term: any module that is called as ``module(logits, target)``.
 
-    The module has its own reduction, and it must be told that it gets logits (MONAI: ``sigmoid=True``). It knows
-    nothing of `valid`: outside it gets background and a logit of -20, which changes means over all pixels.
+    The module has its own reduction, and it must be told that it gets logits (MONAI and topolosses: ``sigmoid=True``).
+    It knows nothing of `valid`: outside it gets background and a logit of -20, which changes means over all pixels.
 
     Args:
         module: gives a scalar, or one value per sample (B,).
         name: for :meth:`terms`; the class name in lower case if not given.
         target_key: which target it takes if there are several.
         binary_target: whether the target must hold 0 and 1 only.
+        two_classes: give the module one logit and one target channel for background and structure each, (B, 2, *S), for
+            a softmax over the two, which is then the sigmoid of the one logit.
     """
 
     def __init__(
-        self, module: nn.Module, name: str | None = None, target_key: str = "mask", binary_target: bool = True
+        self,
+        module: nn.Module,
+        name: str | None = None,
+        target_key: str = "mask",
+        binary_target: bool = True,
+        two_classes: bool = False,
     ) -> None:
         super().__init__()
         self.module = module
         self.name = name or type(module).__name__.lower()
         self.target_key = target_key
         self.binary_target = binary_target
+        self.two_classes = two_classes
 
     def per_sample(self, logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
         """The module's value, the same for each sample if it is a scalar.
 
+        A value of 0 that does not depend on the logits is no error: some topological losses have nothing to say when
+        the topology of a batch is right. It is warned about once.
+
         Raises:
-            ValueError: if the value is of another shape, or does not depend on the logits.
+            ValueError: if the value is of another shape, or is not 0 and does not depend on the logits; or if there is
+                more than one channel for `two_classes`.
         """
         if valid is not None:
             logits = logits.masked_fill(~valid, BACKGROUND_LOGIT)
-        value: torch.Tensor = self.module(logits, target)
+        given, truth = logits, target
+        if self.two_classes:
+            if logits.shape[1] != 1:
+                raise ValueError(f"{self.name}: two classes are made of one channel, received {logits.shape[1]}.")
+            given, truth = torch.cat([torch.zeros_like(logits), logits], 1), torch.cat([1 - target, target], 1)
+        value: torch.Tensor = self.module(given, truth)
         if value.ndim > 1 or (value.ndim == 1 and value.numel() not in (1, logits.shape[0])):
             raise ValueError(
                 f"{self.name}: expected a scalar or one value per sample, received {tuple(value.shape)}; "
                 "choose the module's mean reduction."
             )
         if logits.requires_grad and not value.requires_grad:
-            raise ValueError(f"{self.name}: its value does not depend on the logits, so it cannot train a network.")
+            if value.any():
+                raise ValueError(
+                    f"{self.name}: its value {value.mean().item():.4g} does not depend on the logits, so it cannot train "
+                    "a network."
+                )
+            warn_once(self, "its value is 0 and does not depend on the logits: it found nothing to correct in a batch.")
         return value.expand(logits.shape[0])
 
 

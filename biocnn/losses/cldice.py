@@ -28,6 +28,7 @@ class SoftClDice(Loss):
 
     Args:
         iterations: k of the soft skeleton, positive: `iterations_for_radius(widest radius in the training data)`.
+            None leaves it to the task, which knows the training data; until then the loss cannot be used.
         smooth: s, in pixels.
 
     Raises:
@@ -36,9 +37,9 @@ class SoftClDice(Loss):
 
     name = "cldice"
 
-    def __init__(self, iterations: int, smooth: float = 1.0) -> None:
+    def __init__(self, iterations: int | None = None, smooth: float = 1.0) -> None:
         super().__init__()
-        self.iterations = check_iterations(iterations)
+        self.iterations = None if iterations is None else check_iterations(iterations)
         self.smooth = check_smooth(smooth)
 
     def per_sample(self, logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
@@ -46,7 +47,12 @@ class SoftClDice(Loss):
 
         Raises:
             DataError: if the truth of a sample has no skeleton though it ends inside the image.
+            ValueError: if the iterations are not known.
         """
+        if self.iterations is None:
+            raise ValueError(
+                "SoftClDice has no iterations: pass iterations_for_radius(widest radius in the training data)."
+            )
         probability = torch.sigmoid(logits)
         with torch.no_grad():
             true_skeleton = soft_skeleton(target, self.iterations, valid)

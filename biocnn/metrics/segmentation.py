@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from biocnn.errors import DataError
+from biocnn.metrics.hysteresis import hysteresis
 from biocnn.metrics.overlap import Confusion, auroc_inside, check_mask, confusion
 from biocnn.metrics.partition import membrane_names, membrane_scores
 from biocnn.metrics.skeleton import centreline_names, centreline_scores
@@ -98,6 +99,7 @@ def score_image(
     valid: ArrayLike | None = None,
     *,
     threshold: float = 0.5,
+    high_threshold: float | None = None,
     tolerance: float = 3.0,
     connectivity: int | None = None,
     min_size: int = 0,
@@ -110,6 +112,7 @@ def score_image(
         mask: the same shape, 0 and 1.
         valid: the same shape, bool; None counts every pixel. Outside it, probability and mask may hold anything.
         threshold: a pixel is called structure iff its probability >= this.
+        high_threshold: and its component reaches this, see :mod:`biocnn.metrics.hysteresis`; None asks for no more.
         tolerance: of correctness, completeness and quality, in pixels.
         connectivity: of the structure for Betti numbers, 4 or 8 (2-D), 6 or 26 (3-D); None is 8 or 26.
         min_size: components of fewer pixels are removed before Betti numbers are counted.
@@ -134,7 +137,7 @@ def score_image(
             f"probability: expected numbers in [0, 1], received [{values.min():.4g}, {values.max():.4g}]; "
             "pass logits through a sigmoid first"
         )
-    called = (values >= threshold) & inside
+    called = hysteresis(values, threshold, threshold if high_threshold is None else high_threshold, inside)
     counts = confusion(called, truth, inside)
     result: dict[str, float] = {
         **{name: getattr(counts, name) for name in COUNT_NAMES},
@@ -170,6 +173,7 @@ class SegmentationMetrics(Metric):
         connectivity: of the structure for Betti numbers, 4 or 8 (2-D), 6 or 26 (3-D); None is 8 or 26.
         min_size: components of fewer pixels are removed before Betti numbers are counted.
         membranes: whether to compare the cells between the structures as well.
+        high_threshold: of the component of a called pixel, see :func:`score_image`.
         kwargs: as of :class:`torchmetrics.Metric`.
 
     Raises:
@@ -192,6 +196,7 @@ class SegmentationMetrics(Metric):
         connectivity: int | None = None,
         min_size: int = 0,
         membranes: bool = False,
+        high_threshold: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -204,6 +209,7 @@ class SegmentationMetrics(Metric):
         if min_size < 0:
             raise ValueError(f"min_size: expected a number of pixels, 0 or more, received {min_size}")
         self.ndim, self.threshold, self.tolerance = ndim, threshold, tolerance
+        self.high_threshold = high_threshold
         self.connectivity = check_connectivity(connectivity, ndim)
         self.min_size, self.membranes = min_size, membranes
         for name in ("index", "value", "histogram"):
@@ -224,6 +230,7 @@ class SegmentationMetrics(Metric):
         duals = {8: 4, 4: 8, 26: 6, 6: 26}
         return {
             "threshold": self.threshold,
+            "high_threshold": self.threshold if self.high_threshold is None else self.high_threshold,
             "tolerance_px": self.tolerance,
             "foreground_connectivity": self.connectivity,
             "background_connectivity": duals[self.connectivity],
@@ -266,6 +273,7 @@ class SegmentationMetrics(Metric):
                 truth[0],
                 here[0],
                 threshold=self.threshold,
+                high_threshold=self.high_threshold,
                 tolerance=self.tolerance,
                 connectivity=self.connectivity,
                 min_size=self.min_size,

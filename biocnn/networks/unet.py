@@ -39,7 +39,7 @@ class UNet(nn.Module):
     2015, arXiv 1505.04597; in 3-D Cicek et al., MICCAI 2016, arXiv 1606.06650. Unlike there, convolutions are padded.
 
     Args:
-        in_channels: C of the image.
+        in_channels: C of the image; None is for pipelines, which put in the channels of the data.
         out_channels: logits of every pixel; 1 for foreground against background.
         channels: of every level, from full resolution to the coarsest; their number is L.
         dimensions: 2 or 3.
@@ -57,7 +57,7 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        in_channels: int = 3,
+        in_channels: int | None = 3,
         out_channels: int = 1,
         channels: Sequence[int] = (32, 64, 128, 256),
         dimensions: int = 2,
@@ -68,6 +68,8 @@ class UNet(nn.Module):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
+        if in_channels is None:
+            raise ValueError("UNet needs the number of channels of the images: pass in_channels.")
         _check("dimensions", dimensions, tuple(CONVOLUTIONS))
         _check("upsampling", upsampling, UPSAMPLINGS)
         _check("block", block, BLOCKS)
@@ -131,13 +133,15 @@ class UNet(nn.Module):
         skips = [self.encoder[0](image)]
         for encode in list(self.encoder)[1:]:
             skips.append(encode(halve(skips[-1])))  # level k: (B, channels[k], *ceil(S / 2^k))
-        features = skips[-1]
+        features = skips.pop()
         supervised = len(self.heads) if self.training else 1
         logits: list[torch.Tensor] = []
         for level in reversed(range(self.levels)):
             if level < self.levels - 1:
-                enlarged = crop_to(self.up[level](features), skips[level].shape[2:])
-                features = self.decoder[level](torch.cat([skips[level], enlarged], 1))
+                # Popped, and nothing enlarged is named: in inference what is done with is freed, a third of the peak.
+                size = skips[-1].shape[2:]
+                features = torch.cat([skips.pop(), crop_to(self.up[level](features), size)], 1)
+                features = self.decoder[level](features)
             if level < supervised:
                 logits.insert(0, self._to_full_size(self.heads[level](features), level, image.shape[2:]))
         return logits if self.training and self.init_args["deep_supervision"] else logits[0]

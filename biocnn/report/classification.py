@@ -57,24 +57,6 @@ class Tested:
         return np.asarray(self.calibration.apply(self.logit).std(1))
 
 
-def make_room(folder: Path, stamp: dict[str, Any], previous: dict[str, Any] | None) -> None:
-    """Move results of other data or of another checkpoint aside, into ``previous/<time>``; equal ones are replaced.
-
-    Args:
-        folder: the run folder.
-        stamp: what the new results come from.
-        previous: content of the ``metrics.json`` that is there, or None.
-    """
-    there = [name for name in _RESULTS if (folder / name).exists()]
-    if not there or (previous is not None and all(previous.get(key) == value for key, value in stamp.items())):
-        return
-    aside = folder / "previous" / datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S_%f")
-    aside.mkdir(parents=True)
-    for name in there:
-        shutil.move(folder / name, aside / name)
-    print(f"What was there, of other data or another checkpoint, was moved to {aside}.")
-
-
 def write_predictions(path: Path, tested: Tested) -> None:
     """Write ``predictions.csv``: id, group, label, probability, spread, called, one row for each patch."""
     called = tested.probability >= tested.calibration.threshold

@@ -7,6 +7,8 @@ state, so it works on a cluster node and in a loop. :func:`save_figure` writes i
 
 import csv
 from collections.abc import Sequence
+from fnmatch import fnmatch
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,16 @@ BINS = 15
 FIRM_COUNT = 10
 COLUMNS = 4
 """Pictures in a row of the gallery."""
+
+Panels = Sequence[tuple[str, Sequence[tuple[str, str]]]]
+"""Panels of learning curves: a title, and the curves as pairs of a column and what the legend calls it. A column may be
+a pattern such as ``lr*``; the first that fits is drawn."""
+
+PATCH_PANELS: Panels = (
+    ("loss (nats)", [("train_loss", "training loss"), ("val_nll", "validation NLL")]),
+    ("validation AUC", [("val_auroc", "validation AUC")]),
+    ("learning rate", [("lr*", "learning rate")]),
+)
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
@@ -67,7 +79,7 @@ def roc_figure(
     axes.set_title("Receiver operating characteristic")
     area = auroc(labels, probabilities)
     if np.isnan(area):
-        _say(axes, "Only one class is present,\nso there is no ROC curve.")
+        say(axes, "Only one class is present,\nso there is no ROC curve.")
         return figure
     text = f"AUC {area:.3f}"
     if interval is not None and np.isfinite(interval).all():
@@ -89,7 +101,7 @@ def roc_figure(
         aspect="equal",
     )
     axes.legend(loc="lower right", frameon=False)
-    _bare(axes)
+    bare(axes)
     return figure
 
 
@@ -134,33 +146,34 @@ def reliability_figure(label: ArrayLike, prob_before: ArrayLike, prob_after: Arr
     upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     upper.legend(loc="best", frameon=False, fontsize="small")
     lower.set(xlabel="predicted probability of the positive class", ylabel="samples")
-    _bare(upper, lower)
+    bare(upper, lower)
     return figure
 
 
-def learning_curves_figure(metrics_csv_path: str | Path) -> Figure:
-    """Training loss, validation likelihood, validation AUC and learning rate against the optimiser step.
+def learning_curves_figure(
+    metrics_csv_path: str | Path, panels: Panels = PATCH_PANELS, monitor: str | None = None
+) -> Figure:
+    """Curves of `metrics.csv` against the optimiser step, one panel above the other.
 
-    Reads the columns `step`, `epoch`, `train_loss`, `val_nll`, `val_auroc` and the first one that starts with
-    `lr`. Rows are sorted by step, rows cut short are left out and blank cells skipped; a missing or blank
-    column leaves its curve or panel out, and with none at all a sentence says so.
+    Needs the column `step`, and `epoch` to name the epochs. Rows are sorted by step, rows cut short are left out
+    and blank cells skipped; a missing or blank column leaves its curve or panel out, and with none at all a
+    sentence says so. The best point of a validation curve is circled: its lowest if the name holds `loss`, `nll`
+    or `error`, else its highest.
 
     Args:
         metrics_csv_path: the `metrics.csv` of a run folder.
+        panels: what to draw; by default the curves of patch classification.
+        monitor: the validation column, or a pattern, whose best chose the checkpoint; a line through all panels
+            marks it.
 
     Raises:
         DataError: if the file has no column `step`.
         FileNotFoundError: if the file does not exist.
     """
     columns = _read_columns(Path(metrics_csv_path))
-    rate = next((name for name in columns if name.startswith("lr")), "lr")
-    panels = [
-        ("loss (nats)", [("train_loss", "training loss"), ("val_nll", "validation NLL")]),
-        ("validation AUC", [("val_auroc", "validation AUC")]),
-        ("learning rate", [(rate, "learning rate")]),
-    ]
+    filled = {name: value for name, value in columns.items() if np.isfinite(value).any()}
     present = [
-        (title, [(name, text) for name, text in curves if np.isfinite(columns.get(name, np.nan)).any()])
+        (title, [(name, text) for pattern, text in curves if (name := _first(filled, pattern))])
         for title, curves in panels
     ]
     present = [(title, curves) for title, curves in present if curves]
@@ -169,34 +182,52 @@ def learning_curves_figure(metrics_csv_path: str | Path) -> Figure:
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     axes[0].set_title("Learning curves")
     if not present:
-        _say(axes[0], "No curve has been logged yet.")
+        say(axes[0], "No curve has been logged yet.")
         return figure
+    chosen = _first(filled, monitor) if monitor else None
     for panel, (title, curves) in zip(axes, present, strict=True):
+        styles = cycle((ORANGE, GREEN, GREY))
         for name, text in curves:
-            _draw_curve(panel, columns, name, text)
+            _draw_curve(panel, columns, name, text, next(styles) if name.startswith("val_") else BLUE)
+        if chosen:
+            where = columns["step"][np.isfinite(columns[chosen])][_best(chosen, columns)]
+            text = f"checkpoint kept (best {chosen})" if panel is axes[0] else "_"
+            panel.axvline(where, color=GREY, linestyle=":", linewidth=1.4, zorder=0, label=text)
         panel.set_ylabel(title)
-        _bare(panel)
+        bare(panel)
         if panel.get_legend_handles_labels()[1]:
             panel.legend(frameon=False, fontsize="small")
     axes[-1].set_xlabel("optimiser step")
     return figure
 
 
-def _draw_curve(panel: Axes, columns: dict[str, Floats], name: str, text: str) -> None:
+def _first(columns: dict[str, Floats], pattern: str) -> str | None:
+    return next((name for name in columns if fnmatch(name, pattern)), None)
+
+
+def _best(name: str, columns: dict[str, Floats]) -> int:
+    """Place of the best among the cells of a column that are filled; the first of equals, as checkpoints are kept."""
+    value = columns[name][np.isfinite(columns[name])]
+    lower = any(word in name for word in ("loss", "nll", "bce", "error"))
+    return int(np.argmin(value) if lower else np.argmax(value))
+
+
+def _draw_curve(panel: Axes, columns: dict[str, Floats], name: str, text: str, colour: str) -> None:
     filled = np.isfinite(columns[name])
     step, value = columns["step"][filled], columns[name][filled]
     if name == "train_loss":
-        panel.plot(step, value, color=BLUE, linewidth=0.6, alpha=0.3)
+        panel.plot(step, value, color=colour, linewidth=0.6, alpha=0.3)
         window = max(1, value.size // 30)
         text += f", mean of {window} records" if window > 1 else ""
-        panel.plot(step, _running_mean(value, window), color=BLUE, linewidth=1.8, label=text)
+        panel.plot(step, _running_mean(value, window), color=colour, linewidth=1.8, label=text)
     elif name.startswith("val_"):
-        best = int(np.argmin(value) if name == "val_nll" else np.argmax(value))
+        best = _best(name, columns)
         epoch = columns.get("epoch", np.full(filled.size, np.nan))[filled][best]
         where = f" in epoch {epoch:.0f}" if np.isfinite(epoch) else ""
-        label = f"{text}, best {value[best]:.3f}{where}"
-        panel.plot(step, value, "o-", color=ORANGE, markersize=4, linewidth=1.4, label=label)
-        panel.plot(step[best], value[best], "o", color=ORANGE, markersize=9, markerfacecolor="none")
+        label = f"{text}, best {value[best]:.{3 if abs(value[best]) < 10 else 1}f}{where}"
+        marker = "s" if colour == GREEN else "o"  # colour is never the only difference
+        panel.plot(step, value, f"{marker}-", color=colour, markersize=4, linewidth=1.4, label=label)
+        panel.plot(step[best], value[best], marker, color=colour, markersize=9, markerfacecolor="none")
     else:
         panel.plot(step, value, color=GREEN, linewidth=1.6)
 
@@ -287,7 +318,7 @@ def mistakes_gallery_figure(
         raise DataError(f"expected label, probability, spread and ids of {count} images, received {sizes}")
     if count == 0:
         figure = Figure(figsize=(5.6, 2.0), layout="constrained")
-        _say(figure.add_subplot(), "Every sample was called rightly: there is no mistake to show.")
+        say(figure.add_subplot(), "Every sample was called rightly: there is no mistake to show.")
         return figure
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise DataError(f"images: expected uint8 (K, H, W, 3), received {images.dtype} {images.shape}")
@@ -320,12 +351,14 @@ def _mark_centre(axes: Axes, height: int, width: int, box: int) -> None:
         axes.add_patch(Rectangle(corner, box, box, fill=False, edgecolor=colour, linewidth=thickness))
 
 
-def _say(axes: Axes, sentence: str) -> None:
+def say(axes: Axes, sentence: str) -> None:
+    """Write a sentence in place of a plot, for when there is nothing to draw."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, sentence, ha="center", va="center", transform=axes.transAxes)
 
 
-def _bare(*panels: Axes) -> None:
+def bare(*panels: Axes) -> None:
+    """Give panels the look of all figures: no box, a light grid behind the data."""
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#DDDDDD", linewidth=0.6)

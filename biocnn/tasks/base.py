@@ -27,7 +27,7 @@ class Task(pl.LightningModule):
         lr: peak learning rate of AdamW.
         weight_decay: of matrices and kernels; norms and biases are not decayed.
         warmup: share of all steps in which the learning rate rises linearly; a cosine to zero follows.
-        image_mean: of each channel, for images in 0..1.
+        image_mean: of each channel, for images in 0..1; None until :meth:`set_normalisation` is called.
         image_std: of each channel.
 
     A batch is a dict, see :data:`biocnn.data.dataset.Batch`.
@@ -40,8 +40,8 @@ class Task(pl.LightningModule):
         lr: float,
         weight_decay: float,
         warmup: float,
-        image_mean: Sequence[float],
-        image_std: Sequence[float],
+        image_mean: Sequence[float] | None,
+        image_std: Sequence[float] | None,
     ) -> None:
         super().__init__()
         if not (lr > 0 and weight_decay >= 0 and 0 <= warmup < 1):
@@ -49,23 +49,45 @@ class Task(pl.LightningModule):
                 f"Expected lr > 0, weight_decay >= 0 and 0 <= warmup < 1, received lr={lr}, "
                 f"weight_decay={weight_decay}, warmup={warmup}."
             )
-        if len(image_mean) != len(image_std) or min(image_std) <= 0:
-            raise ValueError(
-                f"image_mean and image_std need one value for each channel, and std > 0; received {image_mean} "
-                f"and {image_std}."
-            )
         self.network, self.loss = network, loss
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
-        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
-        self.register_buffer("mean", torch.tensor(self.image_mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.image_std).view(1, -1, 1, 1), persistent=False)
+        self.image_mean: tuple[float, ...] = ()
+        self.image_std: tuple[float, ...] = ()
+        if image_mean is not None or image_std is not None:
+            self.set_normalisation(image_mean or (), image_std or ())
         self.data_description: dict[str, Any] = {}
+
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set what images in 0..1 are normalised with, a value for each channel.
+
+        Raises:
+            ValueError: if the numbers of values differ, or a standard deviation is not positive.
+        """
+        if len(mean) != len(std) or not mean or min(std) <= 0:
+            raise ValueError(
+                f"image_mean and image_std need one value for each channel, and std > 0; received {mean} and {std}."
+            )
+        self.image_mean, self.image_std = tuple(mean), tuple(std)
+
+    def normalise(self, image: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) in 0..1 as the network wants them.
+
+        Raises:
+            ValueError: if the normalisation is not known yet, or is for another number of channels.
+        """
+        if image.shape[1] != len(self.image_mean):
+            known = f"for {len(self.image_mean)} channels" if self.image_mean else "not known yet"
+            raise ValueError(
+                f"The normalisation is {known}, received images with {image.shape[1]} channels. Pass image_mean and "
+                "image_std with one value for each channel of the images."
+            )
+        # Made here and not kept as buffers, because averages of the weights are set up before the values are known.
+        mean, std = (image.new_tensor(values).view(1, -1, 1, 1) for values in (self.image_mean, self.image_std))
+        return (image - mean) / std
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits of images (B, C, H, W) in 0..1."""
-        logits: torch.Tensor = self.network((image - self.mean) / self.std)
+        logits: torch.Tensor = self.network(self.normalise(image))
         return logits
 
     @abstractmethod
@@ -90,8 +112,8 @@ class Task(pl.LightningModule):
         """One validation step."""
         self._step(batch, "val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """One test step."""
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """One test step; what it returns is given to callbacks."""
         self._step(batch, "test")
 
     def configure_optimizers(self) -> Any:
@@ -155,8 +177,8 @@ class Task(pl.LightningModule):
             "lr": self.lr,
             "weight_decay": self.weight_decay,
             "warmup": self.warmup,
-            "image_mean": list(self.image_mean),
-            "image_std": list(self.image_std),
+            "image_mean": list(self.image_mean) or None,
+            "image_std": list(self.image_std) or None,
         }
 
     def learned(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What the classification pipeline does around training and testing: calibrate, then report."""
 
 import csv
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -14,18 +13,25 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from biocnn.checkpoints import read_biocnn_checkpoint, update_biocnn_section
 from biocnn.data.patch_module import PatchDataModule
 from biocnn.errors import DataError
-from biocnn.files import atomic_path, file_digest, write_json
+from biocnn.files import atomic_path, write_json
 from biocnn.metrics.calibration import Calibration
 from biocnn.report.classification import (
     Tested,
-    make_room,
     test_metrics,
     write_figures,
     write_predictions,
 )
 from biocnn.report.figures import most_confident_mistakes
 from biocnn.tasks.classification import ClassificationTask
-from biocnn.training.runs import run_of, versions
+from biocnn.training.runs import (
+    make_room,
+    open_validation,
+    prediction_path,
+    read_json,
+    result_stamp,
+    run_of,
+    versions,
+)
 
 
 def calibrate_run(trainer: pl.Trainer, task: ClassificationTask, datamodule: PatchDataModule, best: Path) -> None:
@@ -72,13 +78,7 @@ def calibrate_if_needed(trainer: pl.Trainer, task: ClassificationTask, datamodul
     same_views = stored["settings"]["test_time_augmentation"] == task.test_time_augmentation
     if stored["calibration"] is not None and same_views:
         return
-    datamodule.prepare_data()
-    datamodule.setup("validate")
-    if datamodule.describe()["valid_hash"] != stored["data"].get("valid_hash"):
-        raise DataError(
-            f"{path} has to be calibrated, and the validation split of {datamodule.root} is not the one that it was "
-            "chosen on. Give the --data.root, --data.manifest, --data.folds and --data.fold of its training."
-        )
+    open_validation(datamodule, stored["data"], path)
     calibration = calibrate_in_memory(trainer, task, datamodule)
     if same_views:
         store_calibration(trainer, path, calibration)
@@ -103,8 +103,7 @@ def report_test(trainer: pl.Trainer, task: ClassificationTask, datamodule: Patch
     )
     folder = run_of(path)
     metrics_path = folder / "metrics.json"
-    data = datamodule.describe()
-    stamp = {"manifest": data["manifest"], "split_hash": data["split_hash"], "checkpoint": file_digest(path)[:16]}
+    stamp = result_stamp(datamodule.describe(), path)
     make_room(folder, stamp, read_json(metrics_path))
     metrics = {
         **test_metrics(tested, datamodule.seed),
@@ -150,35 +149,10 @@ def report_prediction(trainer: pl.Trainer, task: ClassificationTask, datamodule:
         calibration = Calibration()
     probability, spread = calibration.apply(logit.mean(1)), calibration.apply(logit).std(1)
     assert datamodule.images is not None  # `setup` refuses to predict without
-    target = prediction_table(run_of(path), datamodule.images)
+    target = prediction_path(run_of(path), datamodule.images, ".csv")
     with atomic_path(target) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(["id", "probability", "spread", "called"])
         for name, p, s in zip(datamodule.ids("predict"), probability, spread, strict=True):
             writer.writerow([name, f"{p:.6f}", f"{s:.6f}", int(p >= calibration.threshold)])
     print(f"{len(probability):,} patches predicted: {target}")
-
-
-def prediction_table(folder: Path, images: str) -> Path:
-    """A new file ``predictions_<images>.csv`` in a folder: named after what was predicted, numbered if that is there.
-
-    Args:
-        folder: of the run.
-        images: what ``--data.images`` was, such as ``"slideA/*.png"`` or ``"b/x.h5"``.
-    """
-    parts = [part for part in Path(images).with_suffix("").parts[-2:] if not set("*?[/") & set(part)]
-    name = "_".join(["predictions", *parts])
-    target, number = folder / f"{name}.csv", 1
-    while target.exists():
-        number += 1
-        target = folder / f"{name}_{number}.csv"
-    return target
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Content of a JSON file; None when it is missing or not readable."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-    return content

@@ -30,11 +30,13 @@ from biocnn.training.logger import MetricsCSV
 from biocnn.training.runs import find_last, new_run, run_of, write_run_record
 
 _EVALUATIONS = ("validate", "test", "predict")
-# What the images are normalised with belongs to the weights; the rest of the settings may be changed at test time.
-_FIXED_SETTINGS = ("image_mean", "image_std")
+# What the network is given belongs to the weights; the rest of the settings may be changed at test time.
+_FIXED_SETTINGS = ("image_mean", "image_std", "refinement_steps")
 
 Hook = Callable[[pl.Trainer, Any, Any, Path], None]
 """Called with (trainer, task, datamodule, checkpoint)."""
+Writers = Callable[[str, Path, Any], list[pl.Callback]]
+"""Called with (subcommand, checkpoint, datamodule)."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Job:
         after_fit: runs when training has ended, on every process.
         before_test: runs before the test set is looked at.
         after_test: runs when it was.
-        after_predict: runs after prediction; None if the job does not predict.
+        after_predict: runs after prediction.
+        complete: fills in what the configuration of `fit` leaves open, before objects are made of it.
+        writers: callbacks that write while images are evaluated; with them, predictions are not kept in memory.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Job:
     before_test: Hook
     after_test: Hook
     after_predict: Hook
+    complete: Callable[[Any], None] | None = None
+    writers: Writers | None = None
 
 
 class PipelineCLI(LightningCLI):
@@ -114,9 +120,13 @@ class PipelineCLI(LightningCLI):
         root = Path(config.trainer.default_root_dir or "runs")
         wanted = config.get("ckpt_path")
         if self.subcommand == "fit":
+            if self.job.complete is not None:
+                self.job.complete(config)
             self._prepare_fit(config, root, None if wanted is None else str(wanted))
             return
         self.checkpoint = Path(evaluation_checkpoint(wanted, root, self.job.name, config.run))
+        if self.subcommand == "predict" and self.job.writers is not None:
+            config.return_predictions = False
         # The weights are loaded by hand: Lightning would restore the callbacks of the training as well.
         config.ckpt_path = None
 
@@ -167,6 +177,8 @@ class PipelineCLI(LightningCLI):
                 self.run_folder / "checkpoints", config.monitor, mode, config.checkpoint_every_n_steps
             )
             own += [RandomStates()] + ([] if config.ema_decay is None else [EMA(config.ema_decay)])
+        elif self.job.writers is not None and self.subcommand is not None:
+            own = self.job.writers(self.subcommand, self.checkpoint, self.datamodule)
         settings = self._get(self.config_init, "trainer", default={})
         callbacks = _as_list(settings.get("callbacks")) + own
         plugins = [*_as_list(settings.get("plugins")), AtomicCheckpointIO()]

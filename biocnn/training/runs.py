@@ -5,6 +5,7 @@ import datetime
 import json
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,10 +16,14 @@ from typing import Any
 import torch
 
 from biocnn.checkpoints import BEST, LAST, read_checkpoint
+from biocnn.data.datamodule import DataModule
 from biocnn.errors import CheckpointError, DataError
-from biocnn.files import write_json
+from biocnn.files import file_digest, write_json
 
-_RECORDED = ("biocnn", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "albumentations", "numpy", "h5py")
+_RECORDED = (
+    *("biocnn", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "albumentations"),
+    *("numpy", "scipy", "scikit-image", "h5py"),
+)
 
 
 def new_run(root: Path, job: str, name: str | None = None) -> Path:
@@ -137,3 +142,79 @@ def write_run_record(folder: Path, seed: int | None, data: Mapping[str, Any], ne
         earlier = json.loads(path.read_text(encoding="utf-8"))
         record["resumed_from"] = [*earlier.pop("resumed_from", []), earlier]
     write_json(path, record)
+
+
+_RESULTS = ("metrics.json", "predictions.csv", "figures", "maps", "masks")
+
+
+def make_room(folder: Path, stamp: Mapping[str, Any], previous: Mapping[str, Any] | None) -> None:
+    """Move results of other data or of another checkpoint aside, into ``previous/<time>``; equal ones are replaced.
+
+    Args:
+        folder: the run folder.
+        stamp: what the new results come from.
+        previous: content of the ``metrics.json`` that is there, or None.
+    """
+    there = [name for name in _RESULTS if (folder / name).exists()]
+    if not there or (previous is not None and all(previous.get(key) == value for key, value in stamp.items())):
+        return
+    aside = folder / "previous" / datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S_%f")
+    aside.mkdir(parents=True)
+    for name in there:
+        shutil.move(folder / name, aside / name)
+    print(f"What was there, of other data or another checkpoint, was moved to {aside}.")
+
+
+def result_stamp(data: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """What results come from: manifest and split hash of the data, digest of the checkpoint."""
+    return {
+        "manifest": data["manifest"],
+        "split_hash": data["split_hash"],
+        "checkpoint": file_digest(checkpoint)[:16],
+    }
+
+
+def prediction_path(folder: Path, images: str, suffix: str) -> Path:
+    """A new path ``predictions_<images>`` in a folder: named after what was predicted, numbered if that is there.
+
+    Args:
+        folder: of the run.
+        images: what ``--data.images`` was, such as ``"slideA/*.png"`` or ``"b/x.h5"``.
+        suffix: ``".csv"`` for a table, ``""`` for a folder.
+    """
+    parts = [part for part in Path(images).with_suffix("").parts[-2:] if not set("*?[/") & set(part)]
+    name = "_".join(["predictions", *parts])
+    target, number = folder / f"{name}{suffix}", 1
+    while target.exists():
+        number += 1
+        target = folder / f"{name}_{number}{suffix}"
+    return target
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Content of a JSON file; None when it is missing or not readable."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    return content
+
+
+def open_validation(datamodule: DataModule, trained_on: Mapping[str, Any], checkpoint: Path) -> None:
+    """Open the validation split, which has to be the one of the training.
+
+    Args:
+        datamodule: not yet set up for it.
+        trained_on: the data description of the checkpoint.
+        checkpoint: for the message.
+
+    Raises:
+        DataError: if it is another one.
+    """
+    datamodule.prepare_data()
+    datamodule.setup("validate")
+    if datamodule.describe()["valid_hash"] != trained_on.get("valid_hash"):
+        raise DataError(
+            f"The validation split is needed to complete {checkpoint}, and the one at hand is not the one that it was "
+            "chosen on. Give the --data.root, --data.manifest, --data.folds and --data.fold of its training."
+        )

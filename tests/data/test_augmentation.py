@@ -10,7 +10,15 @@ import pytest
 from skimage.color import hed2rgb, rgb2hed
 from skimage.data import immunohistochemistry
 
-from biocnn.data.augmentation import Augmentation, HEDJitter, PatchAugmentation, RandomShift, strict
+from biocnn.data.augmentation import (
+    Augmentation,
+    HEDJitter,
+    PatchAugmentation,
+    RandomShift,
+    TileAugmentation,
+    ToneJitter,
+    strict,
+)
 from biocnn.errors import DataError
 
 IMAGE = immunohistochemistry()[100:196, 200:296]
@@ -93,6 +101,49 @@ def test_stain_jitter_equals_the_jitter_written_out() -> None:
     expected = hed2rgb(stains * alpha + beta / unit) * 255
     difference = np.abs(jitter.apply(image, matrix).astype(float) - expected)[(stains > 0).all(2)]
     assert difference.max() <= 0.51  # rounding to whole grey values
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_tone_jitter_equals_its_formula(channels: int) -> None:
+    jitter = ToneJitter(0.2, 1.5, 1.5, 0.1, p=1.0)
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, channels), np.uint8)
+    for seed in range(5):
+        jitter.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        drawn = jitter.get_params_dependent_on_data({}, {"image": image})
+        assert abs(drawn["shift"]) <= 0.2
+        assert 1 / 1.5 <= drawn["contrast"] <= 1.5
+        assert 1 / 1.5 <= drawn["exponent"] <= 1.5
+        assert np.abs(drawn["gain"] - 1).max() <= 0.1
+        values = image / 255.0
+        mean = values.mean() ** drawn["exponent"]
+        expected = (values ** drawn["exponent"] - mean) * drawn["contrast"] + mean + drawn["shift"]
+        expected = np.clip(expected * drawn["gain"], 0, 1)
+        assert np.abs(jitter.apply(image, **drawn) - 255 * expected).max() <= 0.501  # rounded to whole grey values
+        found = jitter.apply(values.astype(np.float32), **drawn)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=1e-5)  # powers in float32
+
+
+def test_tone_jitter_without_strength_changes_nothing() -> None:
+    jitter = ToneJitter(0, 1, 1, 0, p=1.0)
+    drawn = jitter.get_params_dependent_on_data({}, {"image": IMAGE})
+    np.testing.assert_array_equal(jitter.apply(IMAGE, **drawn), IMAGE)
+
+
+def test_tiles_are_turned_and_scaled_within_the_limits() -> None:
+    rng = np.random.default_rng(0)
+    matrices = [TileAugmentation(scale=(0.5, 2.0)).matrix(rng) for _ in range(2000)]
+    scales = np.array([1 / np.sqrt(abs(np.linalg.det(matrix))) for matrix in matrices])
+    for matrix, scale in zip(matrices, scales, strict=True):
+        np.testing.assert_allclose(matrix @ matrix.T * scale**2, np.eye(2), atol=1e-12)  # nothing is sheared
+    assert 0.5 <= scales.min() < 0.55
+    assert 1.8 < scales.max() <= 2.0
+    turned = scales != 1
+    assert abs(turned.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 2000)
+    assert abs((scales[turned] > 1).mean() - 0.5) < 4 * np.sqrt(0.25 / turned.sum())  # as often larger as smaller
+    assert len({matrix.tobytes() for matrix in np.array(matrices)[~turned] + 0.0}) == 8
+    upright = TileAugmentation(rotation=0, affine_probability=1)
+    assert (np.isclose(upright.matrix(rng), 0).sum((0, 1)) == 2).all()
 
 
 @pytest.mark.parametrize("value", [0, 255])

@@ -187,8 +187,35 @@ def test_a_term_without_a_gradient_says_so() -> None:
 
     logits, target = draw(SHAPES[0])
     Term(Detached())(logits, target)
-    with pytest.raises(ValueError, match="detached: its value does not depend on the logits"):
+    with pytest.raises(ValueError, match="detached: its value .* does not depend on the logits"):
         Term(Detached())(logits.requires_grad_(), target)
+
+
+def test_a_term_that_finds_nothing_to_correct_is_warned_about_once() -> None:
+    class Silent(nn.Module):
+        def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(())
+
+    logits, target = draw(SHAPES[0])
+    loss = BCE() + Term(Silent())
+    with pytest.warns(UserWarning, match="value is 0 and does not depend on the logits"):
+        loss(logits.requires_grad_(), target).backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert loss(logits, target).item() == BCE()(logits, target).item()
+
+
+def test_one_channel_becomes_two_classes() -> None:
+    class CrossEntropy(nn.Module):
+        def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(logits, target)
+
+    logits, target = draw(SHAPES[0])
+    logits, target = logits[:, :1], target[:, :1]
+    value = Term(CrossEntropy(), two_classes=True)(logits, target)
+    assert value.item() == pytest.approx(BCE()(logits, target).item(), rel=1e-9)
+    with pytest.raises(ValueError, match="two classes are made of one channel, received 2"):
+        Term(CrossEntropy(), two_classes=True)(logits.repeat(1, 2, 1, 1), target.repeat(1, 2, 1, 1))
 
 
 def test_monai_losses_are_terms() -> None:

@@ -86,7 +86,7 @@ def test_one_step_of_training_equals_a_plain_loop() -> None:
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 1e-2}, {"params": rest, "weight_decay": 0.0}], lr=1e-2
     )
-    mean, std = task.mean, task.std
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (task.image_mean, task.image_std))
     for factor, batch in zip([0.5, 1.0, 1.0, 0.5], data, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * factor

@@ -1,0 +1,72 @@
+"""Prediction of images with a trained segmentation model."""
+
+import numpy as np
+import torch
+
+from biocnn.data.dataset import to_float
+from biocnn.data.fingerprint import scale
+from biocnn.errors import DataError
+from biocnn.metrics.hysteresis import hysteresis
+from biocnn.tasks.segmentation import SegmentationTask
+
+
+class Segmenter:
+    """Predicts images of any size with a trained :class:`SegmentationTask`.
+
+    Attributes:
+        task: with its weights, in evaluation mode.
+        threshold: probability from which a pixel is called structure, chosen on the validation images.
+        high_threshold: that its component has to reach somewhere, see :mod:`biocnn.metrics.hysteresis`.
+        channels: names of the channels of an image, in order.
+        pixel_size_um: (row, column) micrometres per pixel of the training images; None if not known.
+    """
+
+    def __init__(self, task: SegmentationTask) -> None:
+        self.task = task
+        self.threshold, self.high_threshold = task.threshold, task.high_threshold
+        data = task.data_description
+        self.channels: tuple[str, ...] = tuple(data.get("channels", ()))
+        self._dtype = np.dtype(data.get("dtype", "uint8"))
+        low, high = (data.get("fingerprint") or {}).get("intensity_range", (0.0, 255.0))
+        self._range = (float(low), float(high))
+        size = data.get("pixel_size_um")
+        self.pixel_size_um: tuple[float, float] | None = None if size is None else (size[0], size[1])
+
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        """Tubularity map of an image.
+
+        Args:
+            image: (H, W, C), or (H, W) for one channel; of the dtype, the intensities and about the pixel size of the
+                training images.
+
+        Returns:
+            (H, W) float32 probabilities in 0..1.
+
+        Raises:
+            DataError: if the image is of another shape or dtype, or holds nan or infinity.
+        """
+        batch = to_float({"image": torch.from_numpy(self._prepare(np.asarray(image)))})
+        with torch.inference_mode():
+            logits = self.task.image_logits(batch["image"][0].to(self.task.device), self.task.views)
+        probability: np.ndarray = torch.sigmoid(logits)[0].cpu().numpy()
+        return probability
+
+    def segment(self, image: np.ndarray) -> np.ndarray:
+        """Mask of an image, (H, W) bool; arguments and errors as for :meth:`predict`."""
+        return hysteresis(self.predict(image), self.threshold, self.high_threshold)
+
+    def _prepare(self, image: np.ndarray) -> np.ndarray:
+        """(1, H, W, C) uint8, or (1, C, H, W) float32 on the scale of the training."""
+        count, dtype = len(self.task.image_mean), self._dtype
+        picture = image[..., None] if image.ndim == 2 else image
+        if picture.ndim != 3 or picture.shape[2] != count or picture.dtype != dtype or picture.size == 0:
+            raise DataError(
+                f"Expected a {dtype} image of shape (rows, columns, {count}), as those of the training, received "
+                f"{image.dtype} {image.shape}."
+            )
+        if dtype == np.uint8:
+            return np.ascontiguousarray(picture[None])
+        scaled = scale(picture, self._range)
+        if not np.isfinite(scaled).all():
+            raise DataError("The image holds nan or infinity. Replace these pixels, or cut them off.")
+        return np.ascontiguousarray(np.moveaxis(scaled, 2, 0)[None])
