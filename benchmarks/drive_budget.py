@@ -5,9 +5,10 @@
 
 The budget: 16 training images, 4 for validation, 600 steps of 8 tiles of 128x128, a network of at most 2.0 M
 parameters. All contestants are served the same tiles in the same order. The 20 test images are scored once, inside the
-field of view; Betti numbers are of whole images, connectivity 8 for vessels. One JSON line for each contestant, seed
-and rule to call vessels: "0.5" (one view), "best Dice" (one threshold, of the best pooled Dice on validation) and
-"two thresholds" (see biocnn.metrics.hysteresis, chosen on validation too). Training seconds include validation.
+field of view; Betti numbers are of whole images, connectivity 8 for vessels. One JSON line for each contestant, seed,
+number of views (1, or the mean of the logits of 8) and rule to call vessels: "0.5", "threshold" (chosen on validation),
+and "threshold and size" (the smallest component too, see biocnn.metrics.calling, which is what a run does). Nobody
+validates while training, and nobody chooses a checkpoint: the last weights count.
 """
 
 import argparse
@@ -41,9 +42,10 @@ from biocnn.losses import (
     SoftClDice,
     Term,
 )
-from biocnn.metrics.hysteresis import HysteresisSearch
-from biocnn.metrics.segmentation import best_dice_threshold, score_histogram, score_image
+from biocnn.metrics.calling import SizeSearch, choose_size, robust_threshold
+from biocnn.metrics.segmentation import dice_curves, score_histogram, score_image
 from biocnn.networks import UNet
+from biocnn.networks.views import d4_average
 from biocnn.tasks.segmentation import SegmentationTask
 from biocnn.training.callbacks import EMA
 
@@ -104,7 +106,7 @@ def train_biocnn(root: Path, seed: int, loss: Loss, refinement: int) -> tuple[Pr
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
         max_epochs=STEPS // STEPS_PER_EPOCH,
-        check_val_every_n_epoch=5,
+        limit_val_batches=0,
         callbacks=[EMA(0.99)],
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -150,37 +152,37 @@ def train_peer(root: Path, seed: int, loss: torch.nn.Module) -> tuple[Predict, f
         batch = (to_float({"image": torch.from_numpy(image[None])})["image"] - mean) / std
         rows, columns = batch.shape[2:]
         padded = torch.nn.functional.pad(batch, (0, -columns % 16, 0, -rows % 16), mode="reflect")
-        return torch.sigmoid(network(padded))[0, 0, :rows, :columns].numpy()
+        return torch.sigmoid(d4_average(network, padded, views))[0, 0, :rows, :columns].numpy()
 
     return predict, seconds, sum(parameter.numel() for parameter in network.parameters())
 
 
-def rules(predict: Predict, valid: MaskImages, views: int) -> dict[str, tuple[float, float]]:
-    """Thresholds for a pixel and for its component, chosen on the validation images."""
-    search, histogram, maps = HysteresisSearch(), np.zeros((2, 2048), np.int64), []
+def rules(predict: Predict, valid: MaskImages, views: int) -> dict[str, tuple[float, int]]:
+    """Threshold and smallest component by each rule, the latter two chosen on the validation images."""
+    search, histograms = SizeSearch(), []
     for row in range(len(valid)):
         inside = valid.valid[row]
         probability = predict(valid.images[row], views)
-        histogram += score_histogram(probability[inside], valid.masks[row][inside])
-        maps.append(tuple(torch.from_numpy(a)[None, None] for a in (probability, valid.masks[row], inside)))
-    search.centre = best_dice_threshold(histogram)[0]
-    for arrays in maps:
-        search.update(*arrays)
-    return {"best Dice": (search.centre, search.centre), "two thresholds": search.compute()}
+        histograms.append(score_histogram(probability[inside], valid.masks[row][inside]))
+        search.update(*(torch.from_numpy(a)[None, None] for a in (probability, valid.masks[row], inside)))
+    threshold = robust_threshold(*dice_curves(histograms))
+    return {
+        "0.5": (0.5, 0),
+        "threshold": (threshold, 0),
+        "threshold and size": (threshold, choose_size(*search.compute(), threshold)),
+    }
 
 
 def score(predict: Predict, root: Path, views: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     valid = read_split(data(root, 0).manifest, root, "valid")
     judged = valid if options.split == "valid" else read_split(data(root, 0).manifest, root, "test")
     pairs = rules(predict, valid, views)
-    if views == 1:
-        pairs = {"0.5": (0.5, 0.5), **pairs}
     panel: dict[str, list[dict[str, float]]] = {name: [] for name in pairs}
     for row in range(len(judged)):
         probability = predict(judged.images[row], views)
-        for name, (low, high) in pairs.items():
+        for name, (threshold, size) in pairs.items():
             numbers, _ = score_image(
-                probability, judged.masks[row], judged.valid[row], threshold=low, high_threshold=high
+                probability, judged.masks[row], judged.valid[row], threshold=threshold, min_component=size
             )
             panel[name].append(numbers)
     return [
@@ -188,8 +190,8 @@ def score(predict: Predict, root: Path, views: int, options: argparse.Namespace)
             "rule": name,
             "views": views,
             "split": options.split,
-            "low": round(pairs[name][0], 4),
-            "high": round(pairs[name][1], 4),
+            "threshold": round(pairs[name][0], 4),
+            "min_component": pairs[name][1],
             **{key: round(float(np.mean([numbers[key] for numbers in rows])), 4) for key in PANEL},
         }
         for name, rows in panel.items()
@@ -204,6 +206,7 @@ def main() -> None:
         "--only", nargs="+", choices=[*PEERS, *LOSSES, "feature_topology"], default=["bce+dice", "cldice"]
     )
     parser.add_argument("--refinement", type=int, nargs="+", default=[1], help="steps K; 1 is without")
+    parser.add_argument("--views", type=int, nargs="+", choices=[1, 8], default=[1, 8])
     parser.add_argument("--split", choices=["valid", "test"], default="test")
     parser.add_argument("--vgg19", default="DEFAULT", help="file with weights of VGG19; 'random' for random ones")
     options = parser.parse_args()
@@ -216,7 +219,7 @@ def main() -> None:
                     else:
                         loss = feature_topology(options.vgg19) if name == "feature_topology" else LOSSES[name]()
                         predict, seconds, parameters = train_biocnn(options.root, seed, loss, refinement)
-                    lines = score(predict, options.root, 1 if name in PEERS else 8, options)
+                    lines = [line for views in options.views for line in score(predict, options.root, views, options)]
                 about = {"contestant": name, "refinement": refinement, "seed": seed, "parameters": parameters}
                 for line in lines:
                     print(json.dumps({**about, "train_seconds": round(seconds, 1), **line}), flush=True)

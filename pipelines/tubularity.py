@@ -11,7 +11,8 @@ Score the test set once; the checkpoint knows its network:
 Map images without masks:
     python pipelines/tubularity.py predict --ckpt_path RUN/checkpoints/best.ckpt --data.images 'lab/*.tif'
 
-DIR holds the files of the manifest; `biocnn data init DIR` drafts one for images of your own. Every run writes into a
+DIR holds the files of the manifest; `biocnn data init DIR` drafts one for images of your own. The planes of stacks are
+taken one by one, as images of two dimensions, so networks of three cannot be trained here. Every run writes into a
 folder RUN below runs/tubularity and nowhere else: from `test` and `predict` a table, maps, masks and overlays of all
 images.
 """
@@ -19,7 +20,6 @@ images.
 import sys
 
 from biocnn.data.segmentation_module import SegmentationDataModule
-
 from biocnn.tasks.segmentation import SegmentationTask
 from biocnn.training.pipeline import Job, run_pipeline
 from biocnn.training.segmentation import (

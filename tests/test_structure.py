@@ -18,6 +18,7 @@ LAYERS = [
     "biocnn",  # __init__, which imports nothing when it is imported
     "biocnn.errors",
     "biocnn.files",
+    "biocnn.compiled",
     "biocnn.checkpoints",
     "biocnn.data",
     "biocnn.networks",
@@ -34,6 +35,7 @@ LAYERS = [
 INNER_IMPORTS = {
     ("biocnn.networks.backbones", "timm"),
     ("biocnn.data.datamodule", "cv2"),  # in worker processes only
+    ("biocnn.data.point_files", "roifile"),
 }
 # The same by `import_module`: the command, `biocnn.load`, and class paths of networks.
 IMPORT_MODULE = {"biocnn", "biocnn.cli", "biocnn.networks.spec"}

@@ -16,7 +16,9 @@ Batch = dict[str, Any]
 
 ``image`` (B, H, W, C) uint8, or (B, C, H, W) float32 in 0..1 after :func:`to_float`; ``label`` (B,) int64; ``mask``
 and ``tube`` (B, 1, H, W) float32, 0 and 1; ``distance`` (B, 1, H, W) float32 in pixels; ``valid`` (B, 1, H, W) bool,
-False where pixels must not count; ``index`` (B,) int64, row in the data set; ``id`` and ``group`` lists of B strings.
+False where pixels must not count; ``density`` (B, 1, H, W) float32 in points per pixel; ``points``, a list of B arrays
+(n, 2) float32, row and column in pixels; ``count`` (B,) float32, their number; ``index`` (B,) int64, row in the data
+set; ``id`` and ``group`` lists of B strings.
 """
 
 _AUGMENTED = ("image", "mask", "valid")

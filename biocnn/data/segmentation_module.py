@@ -1,30 +1,31 @@
 """The datamodule of images with masks: random tiles to train on, whole images to evaluate and to predict."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from biocnn.data.augmentation import Augmentation, TileAugmentation
-from biocnn.data.datamodule import STAGES, DataModule, StartMethod, report_quick_audit
-from biocnn.data.dataset import Batch, BatchDataset, to_float
+from biocnn.data.datamodule import DataModule, StartMethod
+from biocnn.data.dataset import Batch, BatchDataset
 from biocnn.data.fingerprint import Fingerprint, choose_serving, fingerprint
-from biocnn.data.manifest import Manifest, load_manifest
-from biocnn.data.mask_images import MAX_BYTES, MaskImages, check_content, deal, join, read_split
-from biocnn.data.splits import split_hash
+from biocnn.data.image_sets import MAX_BYTES, deal
+from biocnn.data.image_splits import ImageSplits, check_counts, check_fold
+from biocnn.data.manifest import Manifest
+from biocnn.data.mask_images import MaskImages, check_content, read_split
 from biocnn.data.targets import check_max_distance
 from biocnn.data.tiles import TARGETS, TileDataset
-from biocnn.data.whole_images import FileImages, WholeImages, as_trained, trained_on
-from biocnn.errors import DataError, ManifestError
+from biocnn.data.whole_images import WholeImages
 
 
 class SegmentationDataModule(DataModule):
     """Images with masks, of a manifest of kind ``image-mask``.
 
-    What is None is chosen from the fingerprint of the training set, and printed with the reason.
+    What is None is chosen from the fingerprint of the training set, and printed with the reason. The planes of a stack
+    are served one by one, as images of two dimensions: networks of three cannot be trained with this datamodule.
+
+    The target ``distance`` is cut where the loss of the task expects it, see :func:`max_distance_of`.
 
     Args:
         root: folder that holds the files.
@@ -34,7 +35,6 @@ class SegmentationDataModule(DataModule):
         tiles_per_epoch: training tiles in an epoch, rounded up so that every image gives as many; as many as cover
             the images once, and at least 8 batches, when None.
         foreground_share: of training tiles that are centred on foreground.
-        max_distance: px, where the target ``distance`` is cut.
         folds: when given, train and valid (or train alone) are pooled and dealt to this many folds, by group if the
             manifest has a group rule, else by file.
         fold: the fold to validate on, 0..folds-1.
@@ -54,7 +54,6 @@ class SegmentationDataModule(DataModule):
         tile_size: int | None = None,
         tiles_per_epoch: int | None = None,
         foreground_share: float = 0.5,
-        max_distance: float = 15.0,
         folds: int | None = None,
         fold: int = 0,
         images: str | None = None,
@@ -65,26 +64,30 @@ class SegmentationDataModule(DataModule):
         max_bytes: int = MAX_BYTES,
     ) -> None:
         super().__init__(1 if batch_size is None else batch_size, 1, num_workers, start_method, seed)
-        for name, value in {"tile_size": tile_size, "tiles_per_epoch": tiles_per_epoch}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, received {value}.")
+        check_counts(tile_size=tile_size, tiles_per_epoch=tiles_per_epoch)
+        check_fold(folds, fold)
         if not 0 <= foreground_share <= 1:
             raise ValueError(f"foreground_share must be in 0..1, received {foreground_share}.")
-        if folds is not None and not 0 <= fold < folds:
-            raise ValueError(f"fold must be in 0..{folds - 1}, received {fold}.")
-        self.root, self.manifest, self.manifest_argument = Path(root), load_manifest(manifest), manifest
-        if self.manifest.kind != "image-mask":
-            raise ManifestError(
-                f"Manifest {self.manifest.name!r} is of kind {self.manifest.kind!r}; this pipeline reads 'image-mask'."
-            )
+        self._splits: ImageSplits[MaskImages] = ImageSplits(
+            root,
+            manifest,
+            "image-mask",
+            lambda split: read_split(self.manifest, self.root, split, max_bytes),
+            check_content,
+        )
+        self.root, self.manifest, self.manifest_argument = self._splits.root, self._splits.manifest, manifest
         self.augmentation = TileAugmentation() if augmentation is None else augmentation
         self.tile_size, self.tiles_per_epoch = tile_size, tiles_per_epoch
-        self.foreground_share, self.max_distance = foreground_share, check_max_distance(max_distance)
-        self.folds, self.fold, self.images, self.max_bytes = folds, fold, images, max_bytes
-        self.fingerprint: Fingerprint | None = None
+        self.foreground_share = foreground_share
+        self.folds, self.fold, self.images = folds, fold, images
         self._batch_size_given = batch_size is not None
-        self._images: dict[str, MaskImages] = {}
-        self._datasets: dict[str, BatchDataset] = {}
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """Of the training set, once it is open."""
+        found = self._splits.fingerprint
+        assert found is None or isinstance(found, Fingerprint)  # `_tiles` made it
+        return found
 
     def setup(self, stage: str) -> None:
         """Read the splits that a stage needs, check them, and choose what was not given.
@@ -96,44 +99,29 @@ class SegmentationDataModule(DataModule):
                 :func:`biocnn.data.mask_images.check_content`; if a group sits in two splits; if an image is smaller
                 than a tile.
         """
-        wanted = [split for split in STAGES[stage] if split not in self._datasets]
-        if not wanted:
-            return
-        if stage == "predict":
-            if self.images is None:
-                raise DataError("Nothing to predict: give --data.images an image file, a folder, or a glob.")
-            self._datasets["predict"] = FileImages(self.images, as_trained(self.manifest, self.trainer))
-            return
-        if stage == "fit":
-            report_quick_audit(self.manifest, self.root, pooled=self.folds is not None)
-        if self.folds is not None and stage != "test":
-            read = self._read([split for split in ("train", "valid") if split in self.manifest.splits])
-            read = deal(join(list(read.values())), self.folds, self.fold, self.seed)
-        else:
-            read = self._read(wanted)
-        for split in wanted:
-            check_content(read[split], split)
-            self._images[split] = read[split]
-            self._datasets[split] = self._tiles(read[split]) if split == "train" else WholeImages(read[split])
+        self._splits.open(stage, self._serve, self._rearrange(), self.images, self.trainer)
 
-    def _read(self, splits: Sequence[str]) -> dict[str, MaskImages]:
-        for split in splits:
-            if split not in self.manifest.splits:
-                raise ManifestError(
-                    f"Manifest {self.manifest.name!r} has no split {split!r}; it has {list(self.manifest.splits)}. "
-                    "Add it, or hold out a part of train: --data.folds 5."
-                )
-        return {split: read_split(self.manifest, self.root, split, self.max_bytes) for split in splits}
+    def _serve(self, split: str, images: MaskImages) -> BatchDataset:
+        return self._tiles(images) if split == "train" else WholeImages(images)
+
+    def _rearrange(self) -> Callable[[MaskImages], dict[str, MaskImages]] | None:
+        folds = self.folds
+        return None if folds is None else lambda images: deal(images, folds, self.fold, self.seed)
 
     def _tiles(self, images: MaskImages) -> TileDataset:
         """The training tiles; chooses and prints what was not given."""
-        found = self.fingerprint = fingerprint(images)
+        found = self._splits.fingerprint = fingerprint(images)
         given = self.batch_size if self._batch_size_given else None
         chosen = choose_serving(images, found, self.tile_size, given, self.tiles_per_epoch)
         self.tile_size, self.tiles_per_epoch = chosen.tile_size, chosen.tiles_per_epoch
         self.batch_size = chosen.batch_size
         for line in (*found.lines(), *chosen.lines):
             rank_zero_info(line)
+        if (largest := self.augmentation.largest_scale) != 1:
+            rank_zero_info(
+                f"data.augmentation: tiles are magnified up to {largest:g} times: widest radius in them "
+                f"{largest * found.widest_radius:.1f} px"
+            )
         return TileDataset(
             images,
             chosen.tile_size,
@@ -141,30 +129,33 @@ class SegmentationDataModule(DataModule):
             self.augmentation,
             self.foreground_share,
             found.intensity_range,
-            self.max_distance,
-            self.seed,
+            seed=self.seed,
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled, augmented tiles with the targets that the task names in its attribute ``targets``, else all."""
+        """Shuffled, augmented tiles with the targets that the task names in its attribute ``targets``, else all.
+
+        Raises:
+            ValueError: if terms of the loss cut distances at different numbers of pixels.
+        """
         dataset = self.dataset("train")
         assert isinstance(dataset, TileDataset)  # `setup` made it
         task = None if self.trainer is None else self.trainer.lightning_module
         dataset.targets = TARGETS if task is None else getattr(task, "targets", frozenset({"mask"}))
+        if (max_distance := max_distance_of(task)) is not None:
+            dataset.max_distance = max_distance
         return super().train_dataloader()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Images become float32 (B, C, H, W), on the device; the range of the training set becomes 0..1.
+        """Images become float32 (B, C, H, W) in 0..1, on the device.
+
+        The range of the training set becomes 0..1; values beyond it, which a network never saw, are cut.
 
         Raises:
             DataError: if that range is not known: images are not uint8, and neither was this datamodule set up to
                 fit nor does the task remember it from its checkpoint.
         """
-        batch = to_float(batch)
-        if not batch.pop("unscaled", False):  # uint8, or tiles, which are scaled before they are augmented
-            return batch
-        low, high = self.intensity_range()
-        return {**batch, "image": (batch["image"] - low) / (high - low)}
+        return self._splits.to_unit_range(batch, self.trainer)
 
     def intensity_range(self) -> tuple[float, float]:
         """What becomes 0 and 1: of this training set, else of the one that the task was trained on.
@@ -172,67 +163,64 @@ class SegmentationDataModule(DataModule):
         Raises:
             DataError: if neither is known.
         """
-        if self.fingerprint is not None:
-            return self.fingerprint.intensity_range
-        stored = (trained_on(self.trainer).get("fingerprint") or {}).get("intensity_range")
-        if stored is None and self.manifest.image.dtype == "uint8":
-            return 0.0, 255.0
-        if stored is None:
-            raise DataError(
-                f"Images of {self.manifest.image.dtype} are scaled as the training images were, and their range is "
-                "not known. Test or predict with the checkpoint of a training: --ckpt_path RUN/checkpoints/best.ckpt."
-            )
-        return stored[0], stored[1]
+        return self._splits.intensity_range(self.trainer)
 
     def dataset(self, split: str) -> BatchDataset:
         """The data set of a split that `setup` has opened."""
-        return self._datasets[split]
+        return self._splits.datasets[split]
 
     def ids(self, split: str) -> list[str]:
         """Id of every image of a split, in its order: its path, with the number of the plane for a stack."""
-        found = self._datasets[split]
-        return found.ids if isinstance(found, FileImages) else list(self._images[split].ids)
+        return self._splits.ids(split)
 
     def groups(self, split: str) -> list[str] | None:
         """Group of every image of a split, in its order; None without a group rule."""
-        groups = self._images[split].groups
-        return None if groups is None else list(groups)
+        return self._splits.groups(split)
 
     def describe(self) -> dict[str, Any]:
-        """Name, sizes, split hash, fingerprint and how the data were served; plain values."""
+        """Name, sizes, split hash, fingerprint and how the data were served; plain values.
+
+        ``widest_radius_in_tiles`` is that of the fingerprint at the largest magnification of the augmentation.
+        ``max_distance`` is None unless the loss of the task asks for distances.
+        """
+        found = self.fingerprint
         return {
-            "manifest": self.manifest.name,
+            **self._splits.describe(),
             "classes": _classes(self.manifest),
-            "channels": list(self.manifest.channels),
-            "dtype": self.manifest.image.dtype,
-            "pixel_size_um": _pixel_size(self.manifest, self.fingerprint),
-            "sizes": {split: len(images) for split, images in self._images.items()},
-            "split_hash": _hash(self._images),
-            "valid_hash": _hash({"valid": self._images["valid"]}) if "valid" in self._images else None,
-            "test_hash": _hash({"test": self._images["test"]}) if "test" in self._images else None,
-            "fingerprint": None if self.fingerprint is None else self.fingerprint.to_dict(),
+            "widest_radius_in_tiles": None if found is None else found.widest_radius * self.augmentation.largest_scale,
             "tile_size": self.tile_size,
             "batch_size": self.batch_size,
             "tiles_per_epoch": self.tiles_per_epoch,
             "foreground_share": self.foreground_share,
-            "max_distance": self.max_distance,
+            "max_distance": max_distance_of(None if self.trainer is None else self.trainer.lightning_module),
             "folds": self.folds,
             "fold": self.fold,
             "seed": self.seed,
         }
 
 
-def _hash(parts: Mapping[str, MaskImages]) -> str:
-    return split_hash(
-        {split: (np.array([name.encode() for name in part.ids]), part.digests) for split, part in parts.items()}
-    )
+def max_distance_of(task: Any) -> float | None:
+    """Pixels at which the loss of a task expects the target ``distance`` to be cut.
 
+    Args:
+        task: whose ``loss.parts()``, if there are any, give (name, weight, term), see :class:`biocnn.losses.base.Loss`.
 
-def _pixel_size(manifest: Manifest, found: Fingerprint | None) -> list[float] | None:
-    size = manifest.pixel_size_um
-    if size is None and found is not None:
-        size = found.pixel_size_um
-    return None if size is None else list(size)
+    Returns:
+        The ``max_distance`` of the terms that take this target; None if there is no such term, or none says it: tiles
+        then cut at their default of 15 px.
+
+    Raises:
+        ValueError: if terms differ, as one target cannot serve them both, or it is not positive and finite.
+    """
+    parts: list[tuple[str, float, Any]] = getattr(getattr(task, "loss", None), "parts", list)()
+    asked = [(name, term) for name, _, term in parts if getattr(term, "target_key", None) == "distance"]
+    found = {name: term.max_distance for name, term in asked if getattr(term, "max_distance", None) is not None}
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            "The terms of a loss share the target 'distance', so they need one max_distance in pixels; received "
+            f"{', '.join(f'{name}: {value:g}' for name, value in found.items())}. Give them the same."
+        )
+    return check_max_distance(next(iter(found.values()))) if found else None
 
 
 def _classes(manifest: Manifest) -> list[str]:

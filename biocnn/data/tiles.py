@@ -12,6 +12,7 @@ import torch
 from biocnn.data.augmentation import Augmentation
 from biocnn.data.dataset import Batch, BatchDataset, epoch_and_index
 from biocnn.data.fingerprint import scale
+from biocnn.data.image_sets import ImageSet
 from biocnn.data.mask_images import MaskImages
 from biocnn.data.placement import Placement
 from biocnn.data.sampler import ItemKey
@@ -38,8 +39,7 @@ class TileDataset(BatchDataset):
         length: items in an epoch.
         augmentation: of the tiles; they are cut upright and served as they are when None.
         foreground_share: of tiles centred on foreground, 0..1; an image without any is drawn from anywhere.
-        intensity_range: what becomes 0 and 1 in images that are not uint8, see :func:`biocnn.data.fingerprint.scale`;
-            values beyond, outside `valid`, are cut.
+        intensity_range: what becomes 0 and 1 in images that are not uint8, see :func:`biocnn.data.fingerprint.scale`.
         max_distance: px, where the target `distance` is cut.
         seed: of the run.
 
@@ -64,13 +64,13 @@ class TileDataset(BatchDataset):
                 "Expected tile_size and length of 1 or more and foreground_share in 0..1, received "
                 f"{tile_size}, {length} and {foreground_share}."
             )
-        _check_size(images, tile_size)
+        check_size(images, tile_size)
         self.images, self.tile_size, self.length = images, tile_size, length
         self.augmentation, self.foreground_share, self.seed = augmentation, foreground_share, seed
         self.intensity_range, self.max_distance = intensity_range, check_max_distance(max_distance)
         # 4 bytes for each pixel that a tile may be centred on; an image without a field of view needs no list.
-        self._foreground = [_places(images.foreground(row)) for row in range(len(images))]
-        self._inside = [None if valid is None else _places(valid) for valid in images.valid]
+        self._foreground = [places_of(images.foreground(row)) for row in range(len(images))]
+        self._inside = [None if valid is None else places_of(valid) for valid in images.valid]
         self._targets = frozenset({"mask"})
         self._tubes: list[np.ndarray] = []
 
@@ -96,18 +96,11 @@ class TileDataset(BatchDataset):
         pairs = [epoch_and_index(key) for key in keys]
         tiles = [self._tile(epoch, index) for epoch, index in pairs]
         batch: Batch = {name: torch.from_numpy(np.stack([tile[name] for tile in tiles])) for name in tiles[0]}
-        rows = [index % len(self.images) for _, index in pairs]
-        groups = self.images.groups
-        return {
-            **batch,
-            "index": torch.tensor([index for _, index in pairs]),
-            "id": [self.images.ids[row] for row in rows],
-            "group": [] if groups is None else [groups[row] for row in rows],
-        }
+        return {**batch, **names_of(self.images, [index for _, index in pairs])}
 
     def place(self, epoch: int, index: int) -> Placement:
         """Where an item lies in its image, with its margin."""
-        random = np.random.Generator(np.random.Philox(key=[self.seed, _STREAM], counter=[0, index, epoch, 0]))
+        random = placing_numbers(self.seed, epoch, index)
         row = index % len(self.images)
         columns = self.images.masks[row].shape[1]
         on_foreground, choice = random.random() < self.foreground_share, random.random()
@@ -132,10 +125,8 @@ class TileDataset(BatchDataset):
         if self.augmentation is not None:
             arrays = self.augmentation(arrays, self.seed, epoch, index)
         inner = (slice(self.margin, self.margin + self.tile_size),) * 2
-        image = arrays["image"].reshape(place.size, place.size, -1)[inner]
         tile = {
-            # uint8 becomes float on the device, and its channels go first there.
-            "image": image if image.dtype == np.uint8 else np.moveaxis(image, 2, 0),
+            "image": as_served(arrays["image"].reshape(place.size, place.size, -1)[inner]),
             "mask": arrays["mask"][inner][None].astype(np.float32),
             "valid": arrays["valid"][inner][None] != 0,
         }
@@ -146,11 +137,7 @@ class TileDataset(BatchDataset):
         return tile
 
     def _cut(self, row: int, place: Placement) -> dict[str, np.ndarray]:
-        image = self.images.images[row]
-        if image.dtype == np.uint8:
-            arrays = {"image": place.cut(image, smooth=True)}
-        else:
-            arrays = {"image": np.clip(scale(place.cut(image, smooth=True), self.intensity_range), 0, 1)}
+        arrays = {"image": cut_image(self.images.images[row], place, self.intensity_range)}
         mask, valid = self.images.masks[row], self.images.valid[row]
         arrays["mask"] = place.cut(mask.view(np.uint8))
         inside = np.broadcast_to(np.uint8(1), mask.shape) if valid is None else valid.view(np.uint8)
@@ -160,11 +147,39 @@ class TileDataset(BatchDataset):
         return arrays
 
 
-def _places(pixels: np.ndarray) -> np.ndarray:
+def placing_numbers(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Random numbers for the place of an item, the same in every process and none that augmentation is given."""
+    return np.random.Generator(np.random.Philox(key=[seed, _STREAM], counter=[0, index, epoch, 0]))
+
+
+def cut_image(image: np.ndarray, place: Placement, intensity_range: tuple[float, float]) -> np.ndarray:
+    """Pixels of a tile, (S, S, C): uint8 as they are, others float32 with the range mapped to 0..1 and cut there."""
+    cut = place.cut(image, smooth=True)
+    return cut if image.dtype == np.uint8 else scale(cut, intensity_range)
+
+
+def as_served(image: np.ndarray) -> np.ndarray:
+    """(T, T, C) uint8 as it is: it becomes float on the device, and its channels go first there; others (C, T, T)."""
+    return image if image.dtype == np.uint8 else np.moveaxis(image, 2, 0)
+
+
+def names_of(images: ImageSet, indices: Sequence[int]) -> Batch:
+    """``index`` (B,) int64, ``id`` and ``group`` of items, which are tiles of the images ``index % N``."""
+    rows = [index % len(images) for index in indices]
+    return {
+        "index": torch.tensor(list(indices)),
+        "id": [images.ids[row] for row in rows],
+        "group": [] if images.groups is None else [images.groups[row] for row in rows],
+    }
+
+
+def places_of(pixels: np.ndarray) -> np.ndarray:
+    """Numbers of the pixels that are set, along rows."""
     return np.flatnonzero(pixels).astype(np.uint32 if pixels.size < 2**32 else np.uint64)
 
 
-def _check_size(images: MaskImages, tile_size: int) -> None:
+def check_size(images: ImageSet, tile_size: int) -> None:
+    """Raise DataError if an image is smaller than a tile."""
     for name, image in zip(images.ids, images.images, strict=True):
         if min(image.shape[:2]) < tile_size:
             raise DataError(

@@ -10,9 +10,10 @@ import torch
 
 from biocnn.data.dataset import Batch, BatchDataset
 from biocnn.data.image_headers import IMAGE_SUFFIXES, read_header
+from biocnn.data.image_sets import ImageSet, PixelSize, as_planes, pixel_size_of
 from biocnn.data.images import check_finite, read_image
 from biocnn.data.manifest import ImageFormat, Manifest
-from biocnn.data.mask_images import MaskImages, PixelSize, as_planes, pixel_size_of
+from biocnn.data.mask_images import MaskImages
 from biocnn.data.patch_files import matching_files
 from biocnn.data.sampler import ItemKey
 from biocnn.errors import DataError
@@ -37,17 +38,40 @@ def image_entries(pixels: np.ndarray) -> dict[str, Any]:
     return {"image": torch.from_numpy(planes[None]), "unscaled": True}
 
 
-def _single(keys: Sequence[ItemKey | int]) -> int:
+def single(keys: Sequence[ItemKey | int]) -> int:
+    """The row of the one item that is asked for.
+
+    Raises:
+        ValueError: if it is not one.
+    """
     if len(keys) != 1:
         raise ValueError(f"Whole images come one by one, as they differ in size; received {len(keys)} keys.")
     return keys[0][1] if isinstance(keys[0], tuple) else int(keys[0])
 
 
+def evaluation_entries(images: ImageSet, row: int) -> dict[str, Any]:
+    """An image of a split as a batch of one, without its annotation.
+
+    Returns:
+        What :func:`image_entries` makes, ``valid`` (1, 1, H, W) bool, ``index`` (1,) int64, ``id``, ``group`` (empty
+        without a group rule) and ``pixel_size_um``, lists of one.
+    """
+    image, valid = images.images[row], images.valid[row]
+    inside = np.ones(image.shape[:2], bool) if valid is None else valid.copy()
+    return {
+        **image_entries(image),
+        "valid": torch.from_numpy(inside[None, None]),
+        "index": torch.tensor([row]),
+        "id": [images.ids[row]],
+        "group": [] if images.groups is None else [images.groups[row]],
+        "pixel_size_um": [images.pixel_sizes[row]],
+    }
+
+
 class WholeImages(BatchDataset):
     """Images with masks as they are, for evaluation.
 
-    A batch holds what :func:`image_entries` makes, ``mask`` (1, 1, H, W) float32, ``valid`` (1, 1, H, W)
-    bool, ``index`` (1,) int64, ``id``, ``group`` (empty without a group rule) and ``pixel_size_um``, lists of one.
+    A batch holds what :func:`evaluation_entries` makes, and ``mask`` (1, 1, H, W) float32.
 
     Args:
         images: of a split.
@@ -60,18 +84,9 @@ class WholeImages(BatchDataset):
         return len(self.images)
 
     def __getitems__(self, keys: Sequence[ItemKey | int]) -> Batch:
-        row = _single(keys)
-        images = self.images
-        mask, valid = images.masks[row], images.valid[row]
-        return {
-            **image_entries(images.images[row]),
-            "mask": torch.from_numpy(mask.astype(np.float32)[None, None]),
-            "valid": torch.from_numpy(np.ones_like(mask)[None, None] if valid is None else valid.copy()[None, None]),
-            "index": torch.tensor([row]),
-            "id": [images.ids[row]],
-            "group": [] if images.groups is None else [images.groups[row]],
-            "pixel_size_um": [images.pixel_sizes[row]],
-        }
+        row = single(keys)
+        mask = torch.from_numpy(self.images.masks[row].astype(np.float32)[None, None])
+        return {**evaluation_entries(self.images, row), "mask": mask}
 
 
 def trained_on(trainer: pl.Trainer | None) -> dict[str, Any]:
@@ -132,7 +147,7 @@ class FileImages(BatchDataset):
         return len(self.ids)
 
     def __getitems__(self, keys: Sequence[ItemKey | int]) -> Batch:
-        row = _single(keys)
+        row = single(keys)
         path, page = self._places[row]
         image = read_image(path, page=page)
         check_finite(image)

@@ -1,12 +1,14 @@
 """Prediction of images with a trained segmentation model."""
 
+import warnings
+
 import numpy as np
 import torch
 
 from biocnn.data.dataset import to_float
 from biocnn.data.fingerprint import scale
 from biocnn.errors import DataError
-from biocnn.metrics.hysteresis import hysteresis
+from biocnn.metrics.calling import call_structure
 from biocnn.tasks.segmentation import SegmentationTask
 
 
@@ -16,14 +18,20 @@ class Segmenter:
     Attributes:
         task: with its weights, in evaluation mode.
         threshold: probability from which a pixel is called structure, chosen on the validation images.
-        high_threshold: that its component has to reach somewhere, see :mod:`biocnn.metrics.hysteresis`.
+        min_component: pixels that its component has at least, see :mod:`biocnn.metrics.calling`.
         channels: names of the channels of an image, in order.
         pixel_size_um: (row, column) micrometres per pixel of the training images; None if not known.
     """
 
     def __init__(self, task: SegmentationTask) -> None:
         self.task = task
-        self.threshold, self.high_threshold = task.threshold, task.high_threshold
+        self.threshold, self.min_component = task.thresholds.threshold, task.thresholds.min_component
+        if not task.threshold_fits:
+            warnings.warn(
+                "The threshold of this checkpoint was chosen for another way to predict, as a training leaves it that "
+                "was killed. Maps are right; for masks run `test` once, which chooses it anew.",
+                stacklevel=3,
+            )
         data = task.data_description
         self.channels: tuple[str, ...] = tuple(data.get("channels", ()))
         self._dtype = np.dtype(data.get("dtype", "uint8"))
@@ -53,10 +61,10 @@ class Segmenter:
 
     def segment(self, image: np.ndarray) -> np.ndarray:
         """Mask of an image, (H, W) bool; arguments and errors as for :meth:`predict`."""
-        return hysteresis(self.predict(image), self.threshold, self.high_threshold)
+        return call_structure(self.predict(image), self.threshold, self.min_component)
 
     def _prepare(self, image: np.ndarray) -> np.ndarray:
-        """(1, H, W, C) uint8, or (1, C, H, W) float32 on the scale of the training."""
+        """(1, H, W, C) uint8, or (1, C, H, W) float32 on the scale of the training, cut to its range."""
         count, dtype = len(self.task.image_mean), self._dtype
         picture = image[..., None] if image.ndim == 2 else image
         if picture.ndim != 3 or picture.shape[2] != count or picture.dtype != dtype or picture.size == 0:
@@ -65,8 +73,7 @@ class Segmenter:
                 f"{image.dtype} {image.shape}."
             )
         if dtype == np.uint8:
-            return np.ascontiguousarray(picture[None])
-        scaled = scale(picture, self._range)
-        if not np.isfinite(scaled).all():
+            return np.array(picture[None], order="C")  # a copy: arrays of readers may be read-only
+        if not np.isfinite(picture).all():
             raise DataError("The image holds nan or infinity. Replace these pixels, or cut them off.")
-        return np.ascontiguousarray(np.moveaxis(scaled, 2, 0)[None])
+        return np.ascontiguousarray(np.moveaxis(scale(picture, self._range), 2, 0)[None])

@@ -224,8 +224,8 @@ class Term(Loss):
         if logits.requires_grad and not value.requires_grad:
             if value.any():
                 raise ValueError(
-                    f"{self.name}: its value {value.mean().item():.4g} does not depend on the logits, so it cannot train "
-                    "a network."
+                    f"{self.name}: its value {value.mean().item():.4g} does not depend on the logits, so it cannot "
+                    "train a network."
                 )
             warn_once(self, "its value is 0 and does not depend on the logits: it found nothing to correct in a batch.")
         return value.expand(logits.shape[0])

@@ -12,29 +12,17 @@ Compiled by numba at the first call, which takes seconds; the code is kept on di
 Notation: N pictures, each (H, W); windows of (h, w).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+
+from biocnn.compiled import compiled
 
 # A sorting key holds, from the highest bit: not counted, near, height (32 bits), place in the window (30 bits).
 _PLACE_BITS, _NEAR_BIT, _NOT_COUNTED_BIT = np.uint64(30), np.uint64(62), np.uint64(63)
 _PLACE = np.uint64((1 << 30) - 1)
-
-
-def compiled(function: Callable) -> Callable:
-    """The function compiled at its first call, without the interpreter's lock, kept on disk where a folder allows it.
-
-    Where neither the folder of the source nor a cache folder of the user can be written, as in some containers, it is
-    compiled anew in every process.
-    """
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        return njit(nogil=True)(function)
 
 
 def window_starts(size: int, window: int) -> NDArray[np.int64]:

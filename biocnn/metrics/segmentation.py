@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from biocnn.errors import DataError
-from biocnn.metrics.hysteresis import hysteresis
+from biocnn.metrics.calling import call_structure
 from biocnn.metrics.overlap import Confusion, auroc_inside, check_mask, confusion
 from biocnn.metrics.partition import membrane_names, membrane_scores
 from biocnn.metrics.skeleton import centreline_names, centreline_scores
@@ -42,6 +42,24 @@ def score_histogram(probability: ArrayLike, truth: ArrayLike) -> NDArray[np.int6
     bins = np.searchsorted(_EDGES, np.asarray(probability, dtype=np.float64), side="right")
     codes = bins + N_BINS * np.asarray(truth, dtype=np.int64)
     return np.bincount(codes, minlength=2 * N_BINS).reshape(2, N_BINS)
+
+
+def dice_curves(histograms: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Dice of every image at every threshold that its histogram knows, exact.
+
+    Args:
+        histograms: (N, 2, N_BINS) counts of background and structure, as of :func:`score_histogram`.
+
+    Returns:
+        Dice (N, N_BINS - 1), nan for images without structure, and the thresholds (N_BINS - 1,), increasing.
+    """
+    counts = np.asarray(histograms, dtype=np.float64)
+    # Bin k holds probabilities from edge k - 1 on, so the last sums are the pixels at or above each edge.
+    false_positive, true_positive = np.moveaxis(np.cumsum(counts[..., ::-1], axis=-1)[..., -2::-1], 1, 0)
+    structure = counts[:, 1].sum(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        dice = 2 * true_positive / (true_positive + false_positive + structure)
+    return np.where(structure > 0, dice, np.nan), _EDGES
 
 
 def auroc_of_histogram(histogram: ArrayLike) -> tuple[float, float]:
@@ -85,9 +103,7 @@ def best_dice_threshold(histogram: ArrayLike) -> tuple[float, float]:
         raise DataError(f"histogram: expected shape (2, {N_BINS}), received {counts.shape}")
     if not counts[1].any():
         raise DataError("histogram: expected pixels of the structure, received background only")
-    # Bin k holds probabilities from edge k - 1 on, so the last sums are the pixels at or above each edge.
-    false_positive, true_positive = np.cumsum(counts[:, ::-1], axis=1)[:, -2::-1]
-    dice = 2 * true_positive / (true_positive + false_positive + counts[1].sum())
+    dice = dice_curves(counts[None])[0][0]
     best = np.flatnonzero(dice == dice.max())
     chosen = best[np.abs(_EDGES[best] - 0.5).argmin()]
     return float(_EDGES[chosen]), float(dice[chosen])
@@ -99,7 +115,7 @@ def score_image(
     valid: ArrayLike | None = None,
     *,
     threshold: float = 0.5,
-    high_threshold: float | None = None,
+    min_component: int = 0,
     tolerance: float = 3.0,
     connectivity: int | None = None,
     min_size: int = 0,
@@ -112,7 +128,7 @@ def score_image(
         mask: the same shape, 0 and 1.
         valid: the same shape, bool; None counts every pixel. Outside it, probability and mask may hold anything.
         threshold: a pixel is called structure iff its probability >= this.
-        high_threshold: and its component reaches this, see :mod:`biocnn.metrics.hysteresis`; None asks for no more.
+        min_component: and its component has at least as many pixels, see :mod:`biocnn.metrics.calling`.
         tolerance: of correctness, completeness and quality, in pixels.
         connectivity: of the structure for Betti numbers, 4 or 8 (2-D), 6 or 26 (3-D); None is 8 or 26.
         min_size: components of fewer pixels are removed before Betti numbers are counted.
@@ -137,7 +153,7 @@ def score_image(
             f"probability: expected numbers in [0, 1], received [{values.min():.4g}, {values.max():.4g}]; "
             "pass logits through a sigmoid first"
         )
-    called = hysteresis(values, threshold, threshold if high_threshold is None else high_threshold, inside)
+    called = call_structure(values, threshold, min_component, inside)
     counts = confusion(called, truth, inside)
     result: dict[str, float] = {
         **{name: getattr(counts, name) for name in COUNT_NAMES},
@@ -162,7 +178,7 @@ class SegmentationMetrics(Metric):
 
     The functions run in `update`, on the processor, image by image. A distributed sampler repeats images to
     make ranks even; repeats are dropped by index, so the result is the one of a single process. Everything is
-    float64, which some accelerators lack: keep the metric on the processor there.
+    float64, but on Apple's GPUs, which lack it.
 
     Memory: 33 KB an image, nearly all of it the histogram; no image is kept.
 
@@ -173,7 +189,7 @@ class SegmentationMetrics(Metric):
         connectivity: of the structure for Betti numbers, 4 or 8 (2-D), 6 or 26 (3-D); None is 8 or 26.
         min_size: components of fewer pixels are removed before Betti numbers are counted.
         membranes: whether to compare the cells between the structures as well.
-        high_threshold: of the component of a called pixel, see :func:`score_image`.
+        min_component: pixels in the component of a called pixel, at least.
         kwargs: as of :class:`torchmetrics.Metric`.
 
     Raises:
@@ -196,7 +212,7 @@ class SegmentationMetrics(Metric):
         connectivity: int | None = None,
         min_size: int = 0,
         membranes: bool = False,
-        high_threshold: float | None = None,
+        min_component: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -209,7 +225,7 @@ class SegmentationMetrics(Metric):
         if min_size < 0:
             raise ValueError(f"min_size: expected a number of pixels, 0 or more, received {min_size}")
         self.ndim, self.threshold, self.tolerance = ndim, threshold, tolerance
-        self.high_threshold = high_threshold
+        self.min_component = min_component
         self.connectivity = check_connectivity(connectivity, ndim)
         self.min_size, self.membranes = min_size, membranes
         for name in ("index", "value", "histogram"):
@@ -230,7 +246,7 @@ class SegmentationMetrics(Metric):
         duals = {8: 4, 4: 8, 26: 6, 6: 26}
         return {
             "threshold": self.threshold,
-            "high_threshold": self.threshold if self.high_threshold is None else self.high_threshold,
+            "min_component_px": self.min_component,
             "tolerance_px": self.tolerance,
             "foreground_connectivity": self.connectivity,
             "background_connectivity": duals[self.connectivity],
@@ -273,7 +289,7 @@ class SegmentationMetrics(Metric):
                 truth[0],
                 here[0],
                 threshold=self.threshold,
-                high_threshold=self.high_threshold,
+                min_component=self.min_component,
                 tolerance=self.tolerance,
                 connectivity=self.connectivity,
                 min_size=self.min_size,
@@ -284,7 +300,8 @@ class SegmentationMetrics(Metric):
         if rows:
             self.index.append(index.detach().to(self.device).long())
             value = [[row[name] for name in self.names] for row, _ in rows]
-            self.value.append(torch.tensor(value, dtype=torch.float64, device=self.device))
+            precision = torch.float32 if self.device.type == "mps" else torch.float64  # which Apple's GPUs lack
+            self.value.append(torch.tensor(value, dtype=precision, device=self.device))
             self.histogram.append(torch.from_numpy(np.stack([counts for _, counts in rows])).to(self.device))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:

@@ -1,8 +1,10 @@
-"""Networks: images in, logits out; no losses and no Lightning."""
+"""Networks: images in, logits or densities out; no losses and no Lightning."""
 
 from biocnn.networks.backbones import Backbone
+from biocnn.networks.csrnet import CSRNet
 from biocnn.networks.densenet import SmallDenseNet
+from biocnn.networks.fcrn import FCRNA
 from biocnn.networks.lenet import LeNet5
 from biocnn.networks.unet import UNet
 
-__all__ = ["Backbone", "LeNet5", "SmallDenseNet", "UNet"]
+__all__ = ["FCRNA", "Backbone", "CSRNet", "LeNet5", "SmallDenseNet", "UNet"]

@@ -1,8 +1,6 @@
 """What a tested patch classifier leaves in its run folder: numbers, a table and pictures."""
 
 import csv
-import datetime
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

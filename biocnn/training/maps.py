@@ -27,16 +27,18 @@ def file_names(ids: Sequence[str]) -> list[str]:
     parts = [PurePosixPath(text.replace("\\", "/")) for text in ids]
     levels = zip(*(path.parent.parts for path in parts), strict=False)
     shared = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, levels))
-    seen: dict[str, int] = {}
-    found = []
+    found: dict[str, str] = {}  # by the name in lower case
     for path in parts:
         plane = path.suffix.partition("#")[2]
         last = f"{path.stem}_{plane}" if plane else path.stem
         name = "_".join([*path.parent.parts[shared:], last])
         name = re.sub(r'[<>:"/\\|?*#\x00-\x1f]+', "_", name).strip(" .") or "image"
-        number = seen[name.lower()] = seen.get(name.lower(), 0) + 1
-        found.append(name if number == 1 else f"{name}_{number}")
-    return found
+        number, free = 1, name
+        while free.lower() in found:
+            number += 1
+            free = f"{name}_{number}"
+        found[free.lower()] = free
+    return list(found.values())
 
 
 class MapWriter(Callback):
@@ -90,7 +92,7 @@ class MapWriter(Callback):
             image = batch["image"][position].permute(1, 2, 0).cpu().numpy()
             mask = batch["mask"][position, 0].cpu().numpy() > 0 if "mask" in batch else None
             valid = batch["valid"][position, 0].cpu().numpy() if "valid" in batch else None
-            called = task.call(probability, valid)
+            called = task.thresholds.call(probability, valid)
             size = batch["pixel_size_um"][position]
             write_map(self.folder / "maps" / f"{name}.tif", probability, size)
             write_mask(self.folder / "masks" / f"{name}.png", called)

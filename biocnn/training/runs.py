@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import os
 import platform
 import shlex
 import shutil
@@ -26,8 +27,38 @@ _RECORDED = (
 )
 
 
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
+_FOLDER = "BIOCNN_RUN_FOLDER"
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of a training, or its only one, by what launchers put into the environment.
+
+    Known without a process group, which there is not before the training begins: torchrun and SLURM number the
+    processes that they start, and so does Lightning for those that the first one starts.
+    """
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
+
+
+def tell_launched(folder: Path) -> None:
+    """Let the processes that this one will launch find its run folder, by :func:`chosen_run`."""
+    os.environ[_FOLDER] = str(folder)
+
+
+def chosen_run() -> Path | None:
+    """The run folder of the process that launched this one.
+
+    None in the first process, and in those that torchrun or SLURM started: these choose by themselves, and what
+    they write is broadcast by the first.
+    """
+    given = os.environ.get(_FOLDER)
+    return None if given is None or is_first_process() else Path(given)
+
+
 def new_run(root: Path, job: str, name: str | None = None) -> Path:
     """Choose a folder ``root/job/name`` for a new run, without making it; the name is the time when none is given.
+
+    Only the first process of a training looks whether the folder is taken: for the others it is, by the first.
 
     Raises:
         DataError: if there is a run of this name: nothing is overwritten.
@@ -35,7 +66,7 @@ def new_run(root: Path, job: str, name: str | None = None) -> Path:
     jobs = root / job
     chosen = name or datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
     folder, number = jobs / chosen, 1
-    while folder.exists() and any(folder.iterdir()):
+    while is_first_process() and folder.exists() and any(folder.iterdir()):
         if name is not None:
             raise DataError(
                 f"{folder} holds a run already. Choose another --run, or continue it with --ckpt_path last."

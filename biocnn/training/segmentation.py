@@ -39,10 +39,18 @@ def fill_channels(config: Any) -> None:
     """Give a network whose ``in_channels`` is null the channels of the data, and one for the map of a refinement.
 
     Raises:
-        DataError: if it has another number.
+        DataError: if it has another number, or is made for three dimensions.
     """
     arguments = config.model.network.get("init_args")
-    if arguments is None or "in_channels" not in arguments:
+    if arguments is None:
+        return
+    for name in ("dimensions", "spatial_dims"):  # the latter is MONAI's
+        if arguments.get(name) == 3:
+            raise DataError(
+                f"model.network.init_args.{name} is 3, but this pipeline trains on images of two dimensions, the "
+                "planes of stacks one by one. Set it to 2."
+            )
+    if "in_channels" not in arguments:
         return
     names = list(load_manifest(config.data.manifest).channels)
     if config.model.refinement_steps > 1:
@@ -80,14 +88,7 @@ def choose_threshold_of_run(
 def choose_threshold(trainer: pl.Trainer, task: SegmentationTask, datamodule: SegmentationDataModule) -> None:
     """Predict the validation images as `test` will, and choose the thresholds by them."""
     trainer.validate(task, datamodule, verbose=False)
-    rank_zero_info(f"Chosen on validation: {thresholds_text(task)}")
-
-
-def thresholds_text(task: SegmentationTask) -> str:
-    """How structure is called, in words."""
-    if task.high_threshold == task.threshold:
-        return f"threshold {task.threshold:.3f}"
-    return f"thresholds {task.threshold:.3f} for a pixel and {task.high_threshold:.3f} for its component"
+    rank_zero_info(f"Chosen on validation: {task.thresholds}")
 
 
 def choose_threshold_if_needed(
@@ -116,7 +117,9 @@ def choose_threshold_if_needed(
         return
     open_validation(datamodule, stored["data"], path)
     choose_threshold(trainer, task, datamodule)
-    if task.settings() == stored["settings"] and trainer.is_global_zero:
+    decisive = ("test_time_augmentation", "prediction_steps", "drop_specks", "min_size")
+    same = all(task.settings()[name] == stored["settings"][name] for name in decisive)
+    if same and trainer.is_global_zero:
         update_biocnn_section(path, **task.learned())
 
 
@@ -212,7 +215,7 @@ def report_prediction(
         rows.writeheader()
         rows.writerows(writer.rows)
     print(
-        f"{len(writer.rows):,} images predicted, {thresholds_text(task)}\n"
+        f"{len(writer.rows):,} image(s) predicted, {task.thresholds}\n"
         f"table:    {target}\n"
         f"maps:     {writer.folder / 'maps'} (float32 TIFF, probability)\n"
         f"masks:    {writer.folder / 'masks'} (PNG, 0 and 255)\n"

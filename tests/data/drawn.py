@@ -38,7 +38,7 @@ def collect(images: list[np.ndarray], masks: list[np.ndarray], valid: list[np.nd
     names = tuple(f"image{number}" for number in range(len(images)))
     fields = (None,) * len(images) if valid is None else tuple(valid)
     sizes = (None,) * len(images)
-    return MaskImages(names, None, names, tuple(images), tuple(masks), fields, sizes, np.arange(len(images)))
+    return MaskImages(names, None, names, tuple(images), fields, sizes, np.arange(len(images)), tuple(masks))
 
 
 def save(path: Path, array: np.ndarray) -> None:

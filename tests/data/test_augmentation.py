@@ -146,6 +146,22 @@ def test_tiles_are_turned_and_scaled_within_the_limits() -> None:
     assert (np.isclose(upright.matrix(rng), 0).sum((0, 1)) == 2).all()
 
 
+def test_the_largest_scale_is_that_of_the_matrices() -> None:
+    assert Augmentation([]).largest_scale == 1
+    assert PatchAugmentation().largest_scale == 1
+    assert TileAugmentation().largest_scale == 1.25
+    for arguments, largest in (
+        ({"scale": (0.5, 2.0)}, 2.0),
+        ({"scale": (0.5, 2.0), "affine_probability": 0.0}, 1.0),
+        ({"scale": (0.5, 0.8)}, 1.0),  # of the tiles that are not scaled
+        ({"scale": (0.5, 0.8), "affine_probability": 1.0}, 0.8),
+    ):
+        rng, augmentation = np.random.default_rng(0), TileAugmentation(**arguments)  # type: ignore[arg-type]
+        assert augmentation.largest_scale == largest
+        found = max(1 / np.sqrt(abs(np.linalg.det(augmentation.matrix(rng)))) for _ in range(1000))
+        assert 0.95 * largest < found <= largest + 1e-12
+
+
 @pytest.mark.parametrize("value", [0, 255])
 def test_blank_patches_survive(value: int) -> None:
     blank = np.full((96, 96, 3), value, np.uint8)

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 from skimage.io import imread
 
+from biocnn.data.image_sets import join
 from biocnn.data.manifest import load_manifest
-from biocnn.data.mask_images import MaskImages, check_content, join, read_split
+from biocnn.data.mask_images import MaskImages, check_content, read_split
 from biocnn.errors import DataError, DatasetNotFoundError, ManifestError
 from tests.conftest import SHARED_DATA
 from tests.data.drawn import in_memory, save, vessels, write_folder, write_manifest

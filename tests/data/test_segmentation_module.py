@@ -9,9 +9,11 @@ import torch
 import yaml
 from torch import nn
 
+from biocnn.data.augmentation import TileAugmentation
 from biocnn.data.fingerprint import Fingerprint
 from biocnn.data.segmentation_module import SegmentationDataModule
 from biocnn.errors import DataError, DatasetNotFoundError, ManifestError
+from biocnn.losses import BCE, DistanceRegression, Loss, RegionSeparation
 from tests.conftest import SHARED_DATA
 from tests.data.drawn import save, vessels, write_folder, write_manifest
 
@@ -49,15 +51,23 @@ class Counter(pl.LightningModule):
 
     targets = frozenset({"mask", "tube"})
 
-    def __init__(self) -> None:
+    def __init__(self, loss: Loss | None = None) -> None:
         super().__init__()
+        self.loss = loss
+        if loss is not None:
+            self.targets = frozenset(term.target_key for _, _, term in loss.parts())
         self.network = nn.Conv2d(1, 1, 1)
         self.seen: list[dict[str, Any]] = []
         self.data_description: dict[str, Any] = {}
 
+    def on_fit_start(self) -> None:
+        self.data_description = self.trainer.datamodule.describe()  # type: ignore[attr-defined]
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
         self.seen.append(batch)
-        return self.network(batch["image"]).mean()
+        logits: torch.Tensor = self.network(batch["image"])
+        value: torch.Tensor = logits.mean() if self.loss is None else self.loss(logits, batch, batch["valid"])
+        return value
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.seen.append(batch)
@@ -127,6 +137,38 @@ def test_a_task_names_its_targets(folder: Path, trainer: pl.Trainer) -> None:
     assert (train["image"].shape, train["image"].dtype) == ((4, 1, 32, 32), torch.float32)
     assert (valid["image"].shape, valid["mask"].shape, valid["valid"].shape) == ((1, 1, 96, 80),) * 3
     assert max(train["image"].max(), valid["image"].max()) <= 1
+
+
+def test_distances_are_cut_where_the_loss_cuts_them(folder: Path, trainer: pl.Trainer) -> None:
+    made = module(folder, tiles_per_epoch=60, batch_size=30)
+    assert made.describe()["max_distance"] is None
+    task = Counter(BCE() + 0.5 * DistanceRegression(max_distance=25))
+    trainer.fit(task, datamodule=made)
+    distances = [batch["distance"] for batch in task.seen if "distance" in batch]
+    assert max(distance.max() for distance in distances) == 25
+    # Its checkpoint says it, and the datamodule for as long as it serves this task.
+    assert task.data_description["max_distance"] == made.describe()["max_distance"] == 25
+
+
+def test_terms_that_cut_distances_elsewhere_are_an_error(folder: Path, trainer: pl.Trainer) -> None:
+    task = Counter(DistanceRegression(20) + RegionSeparation(max_distance=15))
+    with pytest.raises(ValueError, match=r"one max_distance.*received distance: 20, region_separation: 15"):
+        trainer.fit(task, datamodule=module(folder, tiles_per_epoch=12))
+
+
+def test_the_widest_radius_in_tiles_is_magnified(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        made = module(folder)
+    assert made.fingerprint is not None
+    radius = made.fingerprint.widest_radius
+    assert made.describe()["widest_radius_in_tiles"] == 1.25 * radius
+    assert f"tiles are magnified up to 1.25 times: widest radius in them {1.25 * radius:.1f} px" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        upright = module(folder, augmentation=TileAugmentation(scale=(1, 1)))
+    assert upright.describe()["widest_radius_in_tiles"] == radius
+    assert "magnified" not in caplog.text
+    assert module(folder, "test").describe()["widest_radius_in_tiles"] is None
 
 
 def test_whole_images_are_served_once_in_order(folder: Path) -> None:
@@ -227,6 +269,8 @@ def test_sixteen_bits_are_scaled_as_the_training_images_were(tmp_path: Path, tra
     low, high = made.intensity_range()
     batch = made.on_after_batch_transfer(next(iter(made.val_dataloader())), 0)
     expected = (vessels(0, height=64, width=64)[0] * 100.0 + 50 - low) / (high - low)
+    assert expected.max() > 1
+    expected = expected.clip(0, 1)  # as in tiles
     np.testing.assert_allclose(batch["image"][0, 0], expected, atol=1e-6)
     tiles = made.on_after_batch_transfer(next(iter(made.train_dataloader())), 0)["image"]
     assert (tiles.shape, tiles.min() >= 0, tiles.max() <= 1) == ((4, 1, 32, 32), True, True)

@@ -187,7 +187,7 @@ def test_a_term_without_a_gradient_says_so() -> None:
 
     logits, target = draw(SHAPES[0])
     Term(Detached())(logits, target)
-    with pytest.raises(ValueError, match="detached: its value .* does not depend on the logits"):
+    with pytest.raises(ValueError, match=r"detached: its value .* does not depend on the logits"):
         Term(Detached())(logits.requires_grad_(), target)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from biocnn.losses.maximin import compiled, pair_weights, window_starts
+from biocnn.losses.maximin import pair_weights, window_starts
 
 CROSS = ndimage.generate_binary_structure(2, 1)
 
@@ -145,12 +145,6 @@ def test_windows_cover_every_pixel(size: int) -> None:
         covered[start : start + 32] += 1
     assert covered.min() == 1
     assert starts.dtype == np.int64
-
-
-def test_a_function_that_cannot_be_kept_on_disk_is_compiled_all_the_same() -> None:
-    space: dict = {}
-    exec("def double(x):\n    return 2 * x", space)  # has no file, hence no folder for what is compiled
-    assert compiled(space["double"])(21) == 42
 
 
 def test_importing_the_package_does_not_import_the_compiler() -> None:

@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -140,6 +140,39 @@ def test_tiles_give_the_maps_of_whole_images_with_refinement() -> None:
     torch.testing.assert_close(tiled.image_logits(image, 1), expected, atol=1e-5, rtol=0)
 
 
+def test_a_tile_that_is_too_small_for_the_halo_of_all_steps_is_enlarged() -> None:
+    torch.manual_seed(0)
+    network = UNet(2, channels=(4, 8)).eval()
+    task = SegmentationTask(network, refinement_steps=2, prediction_steps=5, tile_size=16, **PLAIN).eval()
+    image = torch.rand(1, 150, 40)
+    with torch.inference_mode():
+        expected = task(image[None])[0]
+    torch.testing.assert_close(task.image_logits(image, 1), expected, atol=1e-5, rtol=0)
+
+
+def test_a_network_without_a_finite_halo_gets_tiles_of_the_size_of_its_training() -> None:
+    class Seen(nn.Conv2d):
+        shapes: ClassVar[set[tuple[int, ...]]] = set()
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            self.shapes.add(tuple(image.shape[2:]))
+            return super().forward(image)
+
+    task = SegmentationTask(Seen(1, 1, 1), **PLAIN).eval()
+    task.data_description = {"tile_size": 32}
+    task.image_logits(torch.rand(1, 70, 90), 1)
+    assert Seen.shapes == {(32, 32)}
+
+
+def test_validation_within_a_training_makes_the_steps_of_the_training() -> None:
+    network = Recorder()
+    task = SegmentationTask(network, refinement_steps=3, refinement_start=0.5, **PLAIN)
+    trainer(max_epochs=2).fit(task, loader([batch(count=1)]), loader([batch(count=1)]))
+    # An epoch of one step each: one call to train and one to validate, then three and three.
+    assert len(network.inputs) == 1 + 1 + 3 + 3
+    assert not task.threshold_fits  # one view
+
+
 def test_eight_views_are_averaged_as_logits() -> None:
     torch.manual_seed(0)
     task = SegmentationTask(UNet(1, channels=(4, 8)), **PLAIN).eval()
@@ -174,7 +207,7 @@ def test_deep_supervision_weighs_each_level_half_of_the_one_before() -> None:
 def test_validation_metrics_equal_those_of_the_parts() -> None:
     network = Recorder()
     network.bias.data.fill_(3.0)  # so that 0.5 is a bad threshold
-    task = SegmentationTask(network, test_time_augmentation=False, two_thresholds=False, **PLAIN)
+    task = SegmentationTask(network, test_time_augmentation=False, drop_specks=False, **PLAIN)
     data = [batch(seed=number, count=1) for number in range(3)]
     logged = trainer().validate(task, loader(data), verbose=False)[0]
     histogram, rows = np.zeros((2, 2048), int), []
@@ -184,7 +217,7 @@ def test_validation_metrics_equal_those_of_the_parts() -> None:
         histogram += score_histogram(probability[valid], mask[valid])
         rows.append(score_image(probability, mask, valid, threshold=0.5)[0])
     threshold, dice = best_dice_threshold(histogram)
-    assert task.threshold == threshold
+    assert task.thresholds.threshold == threshold
     assert task.threshold_fits
     assert logged["val_dice"] == pytest.approx(dice, rel=1e-6)  # logged in float32
     assert logged["val_cldice"] == pytest.approx(np.mean([row["cldice"] for row in rows]), rel=1e-6)
@@ -230,7 +263,7 @@ def test_settings_and_what_was_learned_come_back() -> None:
     assert again.settings() == task.settings()
     trainer().validate(task, loader([batch(count=1)]), verbose=False)
     again.restore_learned(task.learned())
-    assert (again.threshold, again.threshold_fits) == (task.threshold, True)
+    assert (again.thresholds, again.threshold_fits) == (task.thresholds, True)
 
 
 def monai_network() -> nn.Module:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import sys
@@ -6,9 +7,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from biocnn.data.segmentation_module import SegmentationDataModule
 from biocnn.errors import CheckpointError, DataError
-from biocnn.training.pipeline import arguments_from_checkpoint, evaluation_checkpoint
-from biocnn.training.runs import find_last, new_run, run_of, versions, write_run_record
+from biocnn.training.pipeline import evaluation_checkpoint
+from biocnn.training.runs import (
+    chosen_run,
+    find_last,
+    make_room,
+    new_run,
+    open_validation,
+    prediction_path,
+    read_json,
+    result_stamp,
+    run_of,
+    tell_launched,
+    versions,
+    write_run_record,
+)
+from tests.data.drawn import write_folder
 
 
 def put(path: Path, age: int = 0) -> Path:
@@ -31,6 +47,31 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     unnamed.mkdir()
     (unnamed / "config.yaml").write_text("")
     assert new_run(tmp_path, "pcam") != unnamed
+
+
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"])
+def test_processes_after_the_first_follow_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    (tmp_path / "pcam" / "a").mkdir(parents=True)
+    (tmp_path / "pcam" / "a" / "config.yaml").write_text("")  # as the first process leaves it at once
+    monkeypatch.setenv("BIOCNN_RUN_FOLDER", "an/older/run")
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"):
+        monkeypatch.setenv(name, "0")
+    with pytest.raises(DataError, match="holds a run already"):
+        new_run(tmp_path, "pcam", "a")
+    assert chosen_run() is None
+    monkeypatch.setenv(variable, "1")
+    assert new_run(tmp_path, "pcam", "a") == tmp_path / "pcam" / "a"
+    assert chosen_run() == Path("an/older/run")
+    monkeypatch.delenv("BIOCNN_RUN_FOLDER")  # started by torchrun or SLURM, not by the first process
+    assert chosen_run() is None
+
+
+def test_launched_processes_are_told_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BIOCNN_RUN_FOLDER", raising=False)
+    tell_launched(tmp_path / "pcam" / "2026-01-01_000000")
+    assert chosen_run() is None
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert chosen_run() == tmp_path / "pcam" / "2026-01-01_000000"
 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,38 +107,6 @@ def test_what_an_evaluation_takes(tmp_path: Path) -> None:
     assert run_of(Path("folder/checkpoints/x.ckpt")) == Path("folder/checkpoints/x_results")
 
 
-def stored(tmp_path: Path, network: dict[str, object] | None) -> Path:
-    section = {"format": 1, "network": network, "network_name": "N", "settings": {"lr": 0.1, "image_mean": [0.5]}}
-    torch.save({"state_dict": {}, "biocnn": section}, tmp_path / "a.ckpt")
-    return tmp_path / "a.ckpt"
-
-
-def test_arguments_of_a_test_come_from_the_checkpoint(tmp_path: Path) -> None:
-    path = stored(tmp_path, {"class_path": "biocnn.networks.LeNet5", "init_args": {}})
-    args = ["test", "--ckpt_path", str(path), "--config", "x.yaml"]
-    assert (
-        arguments_from_checkpoint("pcam", args)
-        == [
-            "test",
-            "--model.lr=0.1",  # a default, which the user's arguments may change
-            *args[1:],
-            "--model.image_mean=[0.5]",  # belongs to the weights, and wins
-            '--model.network={"class_path": "biocnn.networks.LeNet5", "init_args": {}}',
-        ]
-    )
-    assert arguments_from_checkpoint("pcam", ["fit", "--ckpt_path", "last"]) == ["fit", "--ckpt_path", "last"]
-    assert arguments_from_checkpoint("pcam", ["test", "--help"]) == ["test", "--help"]
-
-
-def test_untrusted_networks_of_a_checkpoint_are_not_made(tmp_path: Path) -> None:
-    path = stored(tmp_path, {"class_path": "os.system", "init_args": {}})
-    with pytest.raises(CheckpointError, match=r"names the network 'os\.system', which is not trusted"):
-        arguments_from_checkpoint("pcam", ["test", f"--ckpt_path={path}"])
-    path = stored(tmp_path, None)
-    with pytest.raises(CheckpointError, match="Give the --config"):
-        arguments_from_checkpoint("pcam", ["test", f"--ckpt_path={path}"])
-
-
 def test_record_keeps_those_of_earlier_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["pipelines/pcam.py", "fit", "--data.root", "a b"])
     for seed in (1, 2, 3):
@@ -109,3 +118,79 @@ def test_record_keeps_those_of_earlier_starts(tmp_path: Path, monkeypatch: pytes
     assert record["data"] == {"split_hash": "0123"}
     assert record["versions"]["torch"] == torch.__version__
     assert set(versions()) >= {"python", "biocnn", "torch", "pytorch-lightning", "albumentations", "numpy"}
+
+
+STAMP = {"manifest": "drawn", "split_hash": "01", "checkpoint": "ab"}
+
+
+def put_results(folder: Path, **stamp: str) -> None:
+    for name in ("maps", "masks", "figures"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "1.png").write_text("old")
+    (folder / "predictions.csv").write_text("old")
+    (folder / "metrics.csv").write_text("of the training")
+    (folder / "metrics.json").write_text(json.dumps({**STAMP, **stamp, "dice": 0.8}))
+
+
+def test_results_of_the_same_are_left_to_be_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_room(tmp_path / "new", STAMP, None)
+    assert not (tmp_path / "new").exists()
+    put_results(tmp_path)
+    make_room(tmp_path, STAMP, read_json(tmp_path / "metrics.json"))
+    assert (tmp_path / "maps" / "1.png").is_file()
+    assert not (tmp_path / "previous").exists()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("changed", list(STAMP))
+def test_results_of_something_else_are_moved_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: str
+) -> None:
+    put_results(tmp_path, **{changed: "other"})
+    make_room(tmp_path, STAMP, read_json(tmp_path / "metrics.json"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "previous"]
+    (aside,) = (tmp_path / "previous").iterdir()
+    names = {"maps", "masks", "figures", "predictions.csv", "metrics.json"}
+    assert {path.name for path in aside.iterdir()} == names
+    assert (aside / "figures" / "1.png").read_text() == "old"
+    assert f"was moved to {aside}" in capsys.readouterr().out
+
+
+def test_results_without_their_numbers_are_moved_aside(tmp_path: Path) -> None:
+    put_results(tmp_path)
+    (tmp_path / "metrics.json").write_text("{torn")
+    make_room(tmp_path, STAMP, read_json(tmp_path / "metrics.json"))
+    make_room(tmp_path, STAMP, read_json(tmp_path / "metrics.json"))  # now there is nothing to move
+    assert len(list((tmp_path / "previous").iterdir())) == 1
+
+
+def test_stamp_of_results(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.ckpt")
+    data = {"manifest": "drawn", "split_hash": "01", "seed": 3}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert result_stamp(data, path) == {"manifest": "drawn", "split_hash": "01", "checkpoint": digest[:16]}
+
+
+def test_predictions_get_a_new_path(tmp_path: Path) -> None:
+    assert prediction_path(tmp_path, "lab/*.tif", "") == tmp_path / "predictions_lab"
+    assert prediction_path(tmp_path, "lab", ".csv") == tmp_path / "predictions_lab.csv"
+    assert prediction_path(tmp_path, "/data/day 1/b.tif", "") == tmp_path / "predictions_day 1_b"
+    assert prediction_path(tmp_path, "**/*.tif", "") == tmp_path / "predictions"
+    for number in ("", "_2"):
+        (tmp_path / f"predictions_lab{number}").mkdir()
+    assert prediction_path(tmp_path, "lab/*.tif", "") == tmp_path / "predictions_lab_3"
+    assert prediction_path(tmp_path, "lab/*.tif", ".csv") == tmp_path / "predictions_lab.csv"
+
+
+def test_only_the_validation_split_of_the_training_is_opened(tmp_path: Path) -> None:
+    def module(folder: str, valid: int) -> SegmentationDataModule:
+        manifest = write_folder(tmp_path / folder, {"train": 2, "valid": valid})
+        return SegmentationDataModule(str(tmp_path / folder), manifest, tile_size=32, batch_size=2, num_workers=0)
+
+    trained = module("a", 2)
+    trained.setup("fit")
+    opened = module("copy of a", 2)
+    open_validation(opened, trained.describe(), tmp_path / "best.ckpt")
+    assert opened.describe()["sizes"] == {"valid": 2}
+    with pytest.raises(DataError, match=r"needed to complete .*best\.ckpt.*Give the --data\.root"):
+        open_validation(module("b", 1), trained.describe(), tmp_path / "best.ckpt")
