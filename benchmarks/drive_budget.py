@@ -101,7 +101,7 @@ def data(root: Path, seed: int) -> SegmentationDataModule:
 def train_biocnn(root: Path, seed: int, loss: Loss, refinement: int) -> tuple[Predict, float, int]:
     """As `pipelines/tubularity.py` does, without writing a run."""
     pl.seed_everything(seed, verbose=False)
-    network = UNet(3 + (refinement > 1), channels=CHANNELS)
+    network = UNet(3 + (refinement > 1), channels=CHANNELS, norm="instance")
     task = SegmentationTask(network, loss, refinement_steps=refinement)
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(

@@ -96,7 +96,7 @@ def biocnn_recipe(root: Path, seed: int, extra: list[str]) -> list[dict[str, Any
         start = time.perf_counter()
         PipelineCLI(JOB, ["fit", "--config", str(config), *common, *extra])
         seconds = time.perf_counter() - start
-        PipelineCLI(JOB, arguments_from_checkpoint("pcam", ["test", *common]))
+        PipelineCLI(JOB, arguments_from_checkpoint(JOB, ["test", *common]))
         run = Path(folder) / "pcam" / "race"
         metrics = json.loads((run / "metrics.json").read_text())
         epochs = [row for row in read_metrics(run / "metrics.csv") if row["val_nll"]]

@@ -125,7 +125,13 @@ class DataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
         dataset = self.dataset(split)
-        return self._loader(dataset, ShardSampler(len(dataset), *self._ranks()), self.eval_batch_size, False)
+        rank, world_size = self._ranks()
+        if len(dataset) < world_size:
+            raise DataError(
+                f"{len(dataset)} {split} item(s) are too few for {world_size} processes, which need one each. Set "
+                f"--trainer.devices to at most {max(1, len(dataset))}."
+            )
+        return self._loader(dataset, ShardSampler(len(dataset), rank, world_size), self.eval_batch_size, False)
 
     def _ranks(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -1,17 +1,15 @@
 """The command line of a pipeline script: LightningCLI with run folders, safe checkpoints and resuming."""
 
-import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from biocnn.checkpoints import (
     BEST,
@@ -20,53 +18,24 @@ from biocnn.checkpoints import (
     read_checkpoint,
     remove_torn_files,
 )
-from biocnn.data.datamodule import DataModule
 from biocnn.errors import BiocnnError, CheckpointError, DataError
 from biocnn.files import write_text
-from biocnn.networks.spec import is_trusted, remember
-from biocnn.tasks.base import Task
+from biocnn.networks.spec import build, remember
+from biocnn.training.arguments import EVALUATIONS, arguments_from_checkpoint, evaluation_checkpoint
 from biocnn.training.callbacks import EMA, RandomStates, checkpoint_callbacks
+from biocnn.training.job import Job
 from biocnn.training.logger import MetricsCSV
-from biocnn.training.runs import find_last, new_run, run_of, write_run_record
+from biocnn.training.runs import (
+    chosen_run,
+    find_last,
+    is_first_process,
+    new_run,
+    run_of,
+    tell_launched,
+    write_run_record,
+)
 
-_EVALUATIONS = ("validate", "test", "predict")
-# What the network is given belongs to the weights; the rest of the settings may be changed at test time.
-_FIXED_SETTINGS = ("image_mean", "image_std", "refinement_steps")
-
-Hook = Callable[[pl.Trainer, Any, Any, Path], None]
-"""Called with (trainer, task, datamodule, checkpoint)."""
-Writers = Callable[[str, Path, Any], list[pl.Callback]]
-"""Called with (subcommand, checkpoint, datamodule)."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one pipeline adds to the shared command line.
-
-    Attributes:
-        name: of the folder below ``trainer.default_root_dir``.
-        task: the LightningModule.
-        datamodule: the DataModule.
-        monitors: validation metrics that may choose ``best.ckpt``, each with ``"min"`` or ``"max"``; the first is the
-            default.
-        after_fit: runs when training has ended, on every process.
-        before_test: runs before the test set is looked at.
-        after_test: runs when it was.
-        after_predict: runs after prediction.
-        complete: fills in what the configuration of `fit` leaves open, before objects are made of it.
-        writers: callbacks that write while images are evaluated; with them, predictions are not kept in memory.
-    """
-
-    name: str
-    task: type[Task]
-    datamodule: type[DataModule]
-    monitors: Mapping[str, str]
-    after_fit: Hook
-    before_test: Hook
-    after_test: Hook
-    after_predict: Hook
-    complete: Callable[[Any], None] | None = None
-    writers: Writers | None = None
+__all__ = ["Job", "PipelineCLI", "arguments_from_checkpoint", "evaluation_checkpoint", "run_pipeline"]
 
 
 class PipelineCLI(LightningCLI):
@@ -117,6 +86,7 @@ class PipelineCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find or make the run folder, and turn ``last`` and ``best`` into paths."""
         config = self.config[self.subcommand]
+        _check_precision(str(config.trainer.precision))
         root = Path(config.trainer.default_root_dir or "runs")
         wanted = config.get("ckpt_path")
         if self.subcommand == "fit":
@@ -125,6 +95,9 @@ class PipelineCLI(LightningCLI):
             self._prepare_fit(config, root, None if wanted is None else str(wanted))
             return
         self.checkpoint = Path(evaluation_checkpoint(wanted, root, self.job.name, config.run))
+        network = read_biocnn_checkpoint(self.checkpoint)["biocnn"]["network"]
+        if network is not None:
+            config.model.network = build(network)
         if self.subcommand == "predict" and self.job.writers is not None:
             config.return_predictions = False
         # The weights are loaded by hand: Lightning would restore the callbacks of the training as well.
@@ -132,15 +105,18 @@ class PipelineCLI(LightningCLI):
 
     def _prepare_fit(self, config: Any, root: Path, wanted: str | None) -> None:
         resume: Path | None = None
+        told = chosen_run()
+        name = config.run if told is None else told.name
         if wanted == "last":
-            folder, resume = find_last(root, self.job.name, config.run)
-            self.run_folder = folder or new_run(root, self.job.name, config.run)
+            folder, resume = find_last(root, self.job.name, name)
+            self.run_folder = folder or new_run(root, self.job.name, name)
             rank_zero_info(f"Continuing {resume}" if resume else f"{self.run_folder}: no checkpoint yet, starting anew")
         elif wanted is not None:
             resume = Path(wanted)
             self.run_folder = run_of(resume)
         else:
-            self.run_folder = new_run(root, self.job.name, config.run)
+            self.run_folder = new_run(root, self.job.name, name)
+        tell_launched(self.run_folder)
         config.ckpt_path = None if resume is None else str(resume)
         if resume is not None and not resume.is_file():
             raise CheckpointError(f"There is no checkpoint {resume.resolve()}.")
@@ -160,7 +136,7 @@ class PipelineCLI(LightningCLI):
         if network is not None and hasattr(network, "class_path"):
             init_args = network.get("init_args")
             remember(self.model.network, network.class_path, init_args.as_dict() if init_args else {})
-        if self.subcommand in _EVALUATIONS:
+        if self.subcommand in EVALUATIONS:
             self.model.load_checkpoint(self.checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -186,10 +162,11 @@ class PipelineCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Make the run folder and write ``config.yaml`` and ``run.json``, once the data have been looked at."""
-        if _is_first_process():
+        if is_first_process():
             self.datamodule.prepare_data()
         self.datamodule.setup("fit")
-        if _is_first_process():
+        if is_first_process():
+            self._check_processes(self.datamodule.val_dataloader)
             remove_torn_files(self.run_folder / "checkpoints")
             self._write_config()
             trained = sum(p.numel() for p in self.model.network.parameters() if p.requires_grad)
@@ -199,6 +176,11 @@ class PipelineCLI(LightningCLI):
             )
             print(f"Run folder: {self.run_folder}")
 
+    def _check_processes(self, loader: Callable[[], Any]) -> None:
+        # With fewer images than processes there is no loader. Found out later, each process would say so and be killed.
+        self.datamodule.trainer = self.trainer
+        loader()
+
     def after_fit(self) -> None:
         """The job's own ending, unless training was interrupted."""
         if not self.trainer.interrupted:
@@ -206,8 +188,19 @@ class PipelineCLI(LightningCLI):
             folder = Path(self.trainer.strategy.broadcast(str(self.run_folder)))
             self.job.after_fit(self.trainer, self.model, self.datamodule, folder / "checkpoints" / BEST)
 
+    def before_validate(self) -> None:
+        """Nothing but a check of the data, before processes are launched."""
+        if is_first_process() and self.trainer.world_size > 1:
+            self.datamodule.prepare_data()
+            self.datamodule.setup("validate")
+            self._check_processes(self.datamodule.val_dataloader)
+
     def before_test(self) -> None:
-        """The job's own preparation."""
+        """The job's own preparation, after a check of the data, before processes are launched."""
+        if is_first_process() and self.trainer.world_size > 1:
+            self.datamodule.prepare_data()
+            self.datamodule.setup("test")
+            self._check_processes(self.datamodule.test_dataloader)
         self.job.before_test(self.trainer, self.model, self.datamodule, self.checkpoint)
 
     def after_test(self) -> None:
@@ -224,9 +217,12 @@ class PipelineCLI(LightningCLI):
         self.job.after_predict(self.trainer, self.model, self.datamodule, self.checkpoint)
 
 
-def _is_first_process() -> bool:
-    # Lightning takes the rank from the launcher's environment when it is imported.
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
+def _check_precision(precision: str) -> None:
+    if precision.endswith("-true") and precision != "32-true":
+        raise DataError(
+            f"--trainer.precision {precision} changes the precision of the weights themselves; their moving average "
+            "and the images are float32. Use 32-true, bf16-mixed or 16-mixed."
+        )
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -237,67 +233,6 @@ def _as_list(value: Any) -> list[Any]:
 
 def _without_resume(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith(("ckpt_path:", "run:", "#"))]
-
-
-def evaluation_checkpoint(wanted: Any, root: Path, job: str, run: str | None) -> Path | str:
-    """The checkpoint to evaluate: what is given; ``best`` (also when None) and ``last`` of the newest run.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    if wanted not in (None, "best", "last"):
-        return str(wanted)  # as it is: a Path would hide that it is a URL
-    folder, last = find_last(root, job, run)
-    path = last if folder is None or wanted == "last" else folder / "checkpoints" / BEST
-    if path is None or not path.is_file():
-        raise CheckpointError(
-            f"There is no finished run in {(root / job).resolve()}. Train one, or give --ckpt_path a file."
-        )
-    return path
-
-
-def arguments_from_checkpoint(job: str, args: Sequence[str]) -> list[str]:
-    """Complete the command line of an evaluation by what the checkpoint says about network and normalisation.
-
-    So `test --ckpt_path RUN/checkpoints/best.ckpt --data.root DIR` is enough. The network and the normalisation of the
-    checkpoint win over a ``--config``; its other settings are defaults.
-
-    Args:
-        job: name of the job.
-        args: such as ``["test", "--ckpt_path", "x.ckpt"]``.
-
-    Raises:
-        CheckpointError: if the checkpoint cannot be read, or names a network that is not trusted.
-    """
-    args = list(args)
-    if not args or args[0] not in _EVALUATIONS or "--help" in args or "-h" in args:
-        return args
-    root = Path(_option(args, "--trainer.default_root_dir") or "runs")
-    path = evaluation_checkpoint(_option(args, "--ckpt_path"), root, job, _option(args, "--run"))
-    stored = read_biocnn_checkpoint(path)["biocnn"]
-    settings = {name: json.dumps(value) for name, value in stored["settings"].items()}
-    before = [f"--model.{name}={value}" for name, value in settings.items() if name not in _FIXED_SETTINGS]
-    after = [f"--model.{name}={value}" for name, value in settings.items() if name in _FIXED_SETTINGS]
-    network = stored["network"]
-    if network is not None:
-        if not is_trusted(network["class_path"]):
-            raise CheckpointError(f"{path} names the network {network['class_path']!r}, which is not trusted.")
-        after.append(f"--model.network={json.dumps(network)}")
-    elif _option(args, "--config") is None and _option(args, "-c") is None:
-        raise CheckpointError(
-            f"{path} holds the weights of a {stored['network_name']}, which is not made by name. Give the --config "
-            "that it was trained with."
-        )
-    return [args[0], *before, *args[1:], *after]
-
-
-def _option(args: Sequence[str], name: str) -> str | None:
-    for position, argument in enumerate(args):
-        if argument == name and position + 1 < len(args):
-            return args[position + 1]
-        if argument.startswith(f"{name}="):
-            return argument.partition("=")[2]
-    return None
 
 
 def run_pipeline(job: Job, args: Sequence[str] | None = None) -> int:
@@ -313,7 +248,7 @@ def run_pipeline(job: Job, args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     _quieten()
     try:
-        PipelineCLI(job, arguments_from_checkpoint(job.name, given))
+        PipelineCLI(job, arguments_from_checkpoint(job, given))
     except BiocnnError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -324,6 +259,8 @@ def _quieten() -> None:
     # Lightning asks not to mix args with those of the process; here they are the same, completed.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    # Lightning dumps the configuration of an evaluation, which holds the network that was built; nothing reads it.
+    warnings.filterwarnings("ignore", message=r"\s*Unable to serialize instance")
     # Advertisements for other packages are no news about a run.
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()

@@ -92,3 +92,48 @@ def test_plain_values() -> None:
     assert is_plain({"a": [1, 2.5, "x", None, (True,)]})
     assert not is_plain({"a": object()})
     assert not is_plain({1: "a"})
+    assert not is_plain({"a": [{"class_path": "os.system"}]})  # says what to make, which is more than data
+
+
+def test_arguments_that_describe_an_object_are_neither_remembered_nor_used() -> None:
+    init_args = {"num_classes": 1, "norm_layer": {"class_path": "os.system"}}
+    network = torchvision.models.resnet18(num_classes=1)
+    assert describe(remember(network, "torchvision.models.resnet18", init_args)) is None
+    with pytest.raises(CheckpointError, match="are not plain: only numbers"):
+        build({"class_path": "torchvision.models.resnet18", "init_args": init_args})
+
+
+PRETRAINED = [
+    ("segmentation_models_pytorch.Unet", {"encoder_name": "resnet18", "encoder_weights": "imagenet", "classes": 1}),
+    ("segmentation_models_pytorch.Unet", {"encoder_name": "resnet18"}),  # fetches weights by default
+    ("monai.networks.nets.EfficientNetBN", {"model_name": "efficientnet-b0", "pretrained": True}),
+    ("monai.networks.nets.EfficientNetBN", {"model_name": "efficientnet-b0"}),  # this one, too
+    ("biocnn.networks.Backbone", {"architecture": "torchvision.models.resnet18", "weights": "DEFAULT"}),
+    ("biocnn.networks.csrnet.CSRNet", {"weights": "DEFAULT"}),
+]
+
+
+@pytest.mark.parametrize(("class_path", "init_args"), PRETRAINED, ids=range(len(PRETRAINED)))
+def test_building_again_fetches_no_pretrained_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, class_path: str, init_args: dict[str, object]
+) -> None:
+    pytest.importorskip(class_path.partition(".")[0])
+    # Empty caches and a proxy that is not there: whatever were fetched would fail.
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    network = build({"class_path": class_path, "init_args": init_args})  # as an older version stored it
+    again = build(describe(network))
+    assert again.state_dict().keys() == network.state_dict().keys()
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_what_is_remembered_names_no_pretrained_weights() -> None:
+    given = {"encoder_weights": "imagenet", "pretrained": True, "weights": "DEFAULT", "classes": 1}
+    spec = describe(remember(nn.Identity(), "segmentation_models_pytorch.Unet", given))
+    assert spec["init_args"] == {"encoder_weights": None, "pretrained": False, "weights": None, "classes": 1}
+    assert given["encoder_weights"] == "imagenet"
+    # Weights that are numbers are no pretrained ones.
+    kept = describe(remember(nn.Identity(), "monai.networks.nets.UNet", {"weights": [0.5, 0.5]}))
+    assert kept["init_args"] == {"weights": [0.5, 0.5]}

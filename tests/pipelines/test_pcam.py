@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
@@ -20,8 +20,8 @@ import yaml
 import biocnn
 from biocnn.checkpoints import read_biocnn_checkpoint, update_biocnn_section
 from biocnn.data.manifest import load_manifest
-from biocnn.training.classification import prediction_table
 from biocnn.training.pipeline import run_pipeline
+from biocnn.training.runs import prediction_path
 from pipelines.pcam import JOB
 
 ROOT = Path(__file__).parents[2]
@@ -43,11 +43,11 @@ def run(*arguments: str, code: int = 0) -> str:
     return said.getvalue()
 
 
-def run_script(*arguments: str) -> str:
-    """Run the script in a process of its own."""
+def run_script(*arguments: str, python: Sequence[str] = ()) -> str:
+    """Run the script in a process of its own, with options of the interpreter."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "pipelines" / "pcam.py"), *arguments],
+        [sys.executable, *python, str(ROOT / "pipelines" / "pcam.py"), *arguments],
         env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -154,9 +154,8 @@ def test_prediction_of_unlabelled_patches(trained: Path, pcam_folder: Path) -> N
 
 
 def test_tables_are_named_after_what_was_predicted() -> None:
-    names = [
-        prediction_table(Path("run"), images).name for images in ("slideA/*.png", "slideB/*.png", "b/x.h5", "*.png")
-    ]
+    given = ("slideA/*.png", "slideB/*.png", "b/x.h5", "*.png")
+    names = [prediction_path(Path("run"), images, ".csv").name for images in given]
     assert names == ["predictions_slideA.csv", "predictions_slideB.csv", "predictions_b_x.csv", "predictions.csv"]
 
 
@@ -234,6 +233,36 @@ def test_two_processes_score_what_one_does(trained: Path, make_pcam: Callable[..
     assert len(results[0].splitlines()) == 28
 
 
+TWO = ["--trainer.max_epochs", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
+def test_two_processes_write_one_run(pcam_folder: Path, tmp_path: Path) -> None:
+    run_script(*fit_arguments(pcam_folder, tmp_path, "--run", "two", *TWO))
+    # Started by torchrun, both choose a folder by the time; that of the first process is the run.
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run_script(*fit_arguments(pcam_folder, tmp_path, *TWO), python=torchrun)
+    two, unnamed = sorted((tmp_path / "pcam").iterdir(), key=lambda path: path.name != "two")
+    assert two.name == "two"
+    for folder in (two, unnamed):
+        assert read_biocnn_checkpoint(folder / "checkpoints" / "best.ckpt")["biocnn"]["calibration"] is not None
+        assert (folder / "config.yaml").is_file()
+        assert (folder / "metrics.csv").is_file()
+
+
+def test_fewer_images_than_processes_are_refused_at_once(make_pcam: Callable[..., Path], tmp_path: Path) -> None:
+    data = make_pcam("few", valid=2, test=2)
+    devices = ["--trainer.devices", "3", "--trainer.strategy", "ddp"]
+    arguments = fit_arguments(data, tmp_path, "--run", "a", "--trainer.max_epochs", "1")
+    output = run(*arguments, *devices, code=2)
+    expected = "2 valid item(s) are too few for 3 processes, which need one each. Set --trainer.devices to at most 2"
+    assert expected in output
+    assert not (tmp_path / "pcam").exists()
+    run(*arguments)
+    best = str(tmp_path / "pcam" / "a" / "checkpoints" / "best.ckpt")
+    output = run("test", "--ckpt_path", best, "--data.root", str(data), *QUIET, *devices, code=2)
+    assert "2 test item(s) are too few for 3 processes" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -249,8 +278,8 @@ def test_errors_are_sentences(tmp_path: Path, arguments: list[str], message: str
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_mixed_precision_by_flag(pcam_folder: Path, tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "32-true"])
+def test_precision_by_flag(pcam_folder: Path, tmp_path: Path, precision: str) -> None:
     arguments = fit_arguments(pcam_folder, tmp_path, "--run", "p", "--trainer.max_epochs", "1")
     run(*arguments, "--trainer.precision", precision)
     values = [
@@ -259,6 +288,20 @@ def test_mixed_precision_by_flag(pcam_folder: Path, tmp_path: Path, precision: s
         if row["val_nll"]
     ]
     assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_weights_of_another_precision_are_refused(
+    trained: Path, pcam_folder: Path, tmp_path: Path, precision: str
+) -> None:
+    expected = f"--trainer.precision {precision} changes the precision of the weights themselves"
+    network = '{"class_path": "biocnn.networks.LeNet5"}'
+    given = ["--trainer.precision", precision, "--model.network", network]
+    assert expected in run(*fit_arguments(pcam_folder, tmp_path, *given), code=2)
+    assert not (tmp_path / "pcam").exists()
+    best = str(trained / "checkpoints" / "best.ckpt")
+    given = ["--data.root", str(pcam_folder), "--trainer.precision", precision]
+    assert expected in run("test", "--ckpt_path", best, *given, *QUIET, code=2)
 
 
 def test_a_taken_name_is_refused(trained: Path, pcam_folder: Path) -> None:
