@@ -8,15 +8,17 @@ from torch import nn
 from biocnn.checkpoints import read_biocnn_checkpoint
 from biocnn.errors import CheckpointError
 from biocnn.inference.classification import PatchClassifier
+from biocnn.inference.counting import Counter
 from biocnn.inference.segmentation import Segmenter
 from biocnn.networks.spec import build
 from biocnn.tasks.classification import ClassificationTask
+from biocnn.tasks.counting import CountingTask
 from biocnn.tasks.segmentation import SegmentationTask
 
 
 def load(
     path: str | Path, network: nn.Module | None = None, device: str | torch.device | None = None
-) -> PatchClassifier | Segmenter:
+) -> PatchClassifier | Segmenter | Counter:
     """Load a trained model, ready to predict.
 
     The file is read with `weights_only=True`: only tensors and plain data, never code. Its network is made by name
@@ -28,14 +30,15 @@ def load(
         device: where to predict; the GPU when there is one, else the CPU.
 
     Returns:
-        What predicts with a model of this task: a :class:`PatchClassifier` or a :class:`Segmenter`.
+        What predicts with a model of this task: a :class:`PatchClassifier`, a :class:`Segmenter` or a :class:`Counter`.
 
     Raises:
         CheckpointError: if the file is missing, torn, not one of biocnn's, holds a network that has to be passed, or
             its weights do not fit.
     """
     stored = read_biocnn_checkpoint(path)["biocnn"]
-    task_class = {task.__name__: task for task in (ClassificationTask, SegmentationTask)}.get(stored["task"])
+    tasks = (ClassificationTask, SegmentationTask, CountingTask)
+    task_class = {task.__name__: task for task in tasks}.get(stored["task"])
     if task_class is None:
         raise CheckpointError(f"{path} holds a {stored['task']}, which this version of biocnn cannot predict with.")
     if network is None:
@@ -50,4 +53,6 @@ def load(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     task = task.to(device).eval()
-    return PatchClassifier(task) if isinstance(task, ClassificationTask) else Segmenter(task)
+    if isinstance(task, ClassificationTask):
+        return PatchClassifier(task)
+    return Segmenter(task) if isinstance(task, SegmentationTask) else Counter(task)

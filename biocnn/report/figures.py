@@ -208,7 +208,7 @@ def _first(columns: dict[str, Floats], pattern: str) -> str | None:
 def _best(name: str, columns: dict[str, Floats]) -> int:
     """Place of the best among the cells of a column that are filled; the first of equals, as checkpoints are kept."""
     value = columns[name][np.isfinite(columns[name])]
-    lower = any(word in name for word in ("loss", "nll", "bce", "error"))
+    lower = any(word in name for word in ("loss", "nll", "bce", "error", "mae", "rmse", "game"))
     return int(np.argmin(value) if lower else np.argmax(value))
 
 

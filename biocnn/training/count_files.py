@@ -1,0 +1,232 @@
+"""A callback that writes density, points and a picture of every image as soon as it is counted, and its rows."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from numpy.typing import NDArray
+from pytorch_lightning.callbacks import Callback
+
+from biocnn.data.counting_module import CountingDataModule
+from biocnn.data.findings import listed
+from biocnn.data.point_images import pixels_of
+from biocnn.data.regions import SUFFIXES, Region, read_regions, region_mask
+from biocnn.errors import DataError, DatasetNotFoundError
+from biocnn.inference.counting import count_of, density_points, flags_of, interval_note
+from biocnn.report.counting import count_columns, points_picture, write_points
+from biocnn.report.overlay import write_map, write_overlay
+from biocnn.tasks.counting import CountingTask
+from biocnn.training.maps import file_names
+from biocnn.training.runs import make_room, read_json, result_stamp, run_of
+
+
+class CountingWithRegions(CountingDataModule):
+    """Images with points, and regions of interest in the images to predict.
+
+    Args:
+        rois: GeoJSON or ImageJ file of regions, which are counted in every image to predict; or a folder with such a
+            file for each image, of the same name but for the suffix.
+        kwargs: as of :class:`CountingDataModule`.
+    """
+
+    def __init__(self, rois: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rois = rois
+
+
+def regions_for(rois: str | None, ids: Sequence[str]) -> list[list[Region]]:
+    """The regions of every image.
+
+    Args:
+        rois: as of :class:`CountingWithRegions`; None for no regions.
+        ids: paths of the images, with ``#`` and the number of the plane for a stack.
+
+    Raises:
+        DatasetNotFoundError: if there is no such file or folder.
+        DataError: if a folder has no file, or more than one, for an image; or a file cannot be read, see
+            :func:`biocnn.data.regions.read_regions`.
+    """
+    if rois is None:
+        return [[] for _ in ids]
+    path = Path(rois)
+    if not path.is_dir():
+        regions = read_regions(path)
+        return [regions for _ in ids]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    found: list[list[Region]] = []
+    wrong = []
+    for name in ids:
+        stem = PurePosixPath(name.replace("\\", "/").rpartition("#")[0] or name.replace("\\", "/")).stem
+        fitting = [file for file in files if file.stem == stem]
+        if len(fitting) == 1:
+            found.append(read_regions(fitting[0]))
+        else:
+            wrong.append(f"{name} ({len(fitting)})")
+    if not files:
+        raise DatasetNotFoundError(f"{path} holds no file of regions ({', '.join(SUFFIXES)}).")
+    if wrong:
+        raise DataError(
+            f"{path} has to hold one file of regions for each image, of the same name but for the suffix. Images with "
+            f"another number: {listed(wrong)}."
+        )
+    return found
+
+
+def stamp_of(datamodule: CountingDataModule, checkpoint: Path) -> dict[str, Any]:
+    """What results come from; the test split alone, whether or not an interval had to be fitted on validation."""
+    data = datamodule.describe()
+    return result_stamp({**data, "split_hash": data["test_hash"]}, checkpoint)
+
+
+class CountWriter(Callback):
+    """Writes what a :class:`CountingTask` counts in `test` and `predict`, an image at a time.
+
+    So no more than one map is in memory, and an interruption keeps those that were made. The map is a float32 TIFF of
+    cells per pixel, 0 where pixels do not count; its sum is the count. Points are CSV with row and column.
+
+    Args:
+        folder: that gets the folder ``maps`` and the others.
+        overlays: folder of the overlays, below `folder`.
+        points: folder of the points, below `folder`.
+        rois: regions of `predict`, see :func:`regions_for`.
+
+    Attributes:
+        rows: of `predict`: a dict for each image, and for each of its regions.
+    """
+
+    def __init__(
+        self, folder: Path, overlays: str = "overlays", points: str = "points", rois: str | None = None
+    ) -> None:
+        self.folder, self.overlays, self.points, self.rois = folder, overlays, points, rois
+        self.rows: list[dict[str, Any]] = []
+        self._names: list[str] = []
+        self._regions: list[list[Region]] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let the task find points."""
+        assert isinstance(pl_module, CountingTask)
+        pl_module.find_points = density_points
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Choose the names of the files."""
+        self._names = file_names(trainer.datamodule.ids("test"))  # type: ignore[attr-defined]
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Choose the names of the files, and read all regions before anything is written."""
+        ids = trainer.datamodule.ids("predict")  # type: ignore[attr-defined]
+        self._names, self._regions = file_names(ids), regions_for(self.rois, ids)
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Write the images of a batch, with their truth."""
+        assert isinstance(pl_module, CountingTask)
+        for position in range(len(batch["index"])):
+            self._write(pl_module, outputs, batch, position)
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Write the images of a batch, and note what the table says of them."""
+        assert isinstance(pl_module, CountingTask)
+        for position, index in enumerate(batch["index"].tolist()):
+            regions = [(region.name, _mask(region, batch, position)) for region in self._regions[index]]
+            density, points = self._write(pl_module, outputs, batch, position)
+            image = batch["image"][position].permute(1, 2, 0).cpu().numpy()
+            size = batch["pixel_size_um"][position]
+            self.rows += count_rows(pl_module, batch["id"][position], density, points, image, size, regions)
+
+    def _write(
+        self, task: CountingTask, outputs: dict[str, Any], batch: dict[str, Any], position: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Write the files of an image; returns its density and points."""
+        name = self._names[int(batch["index"][position])]
+        density = outputs["density"][position, 0].float().cpu().numpy()
+        points = None if outputs["points"] is None else outputs["points"][position].cpu().numpy()
+        true = batch["points"][position].cpu().numpy() if "points" in batch else None
+        valid = batch["valid"][position, 0].cpu().numpy() if "valid" in batch else None
+        if valid is not None:
+            density = np.where(valid, density, np.float32(0))
+            points = None if points is None else points[valid[tuple(pixels_of(points).T)]]
+        write_map(self.folder / "maps" / f"{name}.tif", density, batch["pixel_size_um"][position])
+        found = np.zeros((0, 2), np.float32) if points is None else points
+        if points is not None:
+            write_points(self.folder / self.points / f"{name}.csv", points)
+        image = batch["image"][position].permute(1, 2, 0).cpu().numpy()
+        write_overlay(
+            self.folder / self.overlays / f"{name}.png", *points_picture(image, found, true, task.tolerance, valid)
+        )
+        return density, points
+
+
+class TestCounts(CountWriter):
+    """Maps of a test in its run folder; results of other data or of another checkpoint are moved aside first."""
+
+    __test__ = False
+
+    def __init__(self, checkpoint: Path) -> None:
+        # Below the maps, with which they are moved aside.
+        super().__init__(run_of(checkpoint), "figures/overlays", "maps/points")
+        self._checkpoint = checkpoint
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make room, then choose the names of the files."""
+        if trainer.is_global_zero:
+            stamp = stamp_of(trainer.datamodule, self._checkpoint)  # type: ignore[attr-defined]
+            make_room(self.folder, stamp, read_json(self.folder / "metrics.json"))
+        trainer.strategy.barrier()
+        super().on_test_start(trainer, pl_module)
+
+
+def _mask(region: Region, batch: dict[str, Any], position: int) -> NDArray[np.bool_]:
+    height, width = batch["image"].shape[2:]
+    try:
+        return region_mask(region, (height, width))
+    except DataError as error:
+        raise DataError(f"{batch['id'][position]}: {error}") from error
+
+
+def count_rows(
+    task: CountingTask,
+    name: str,
+    density: NDArray[np.float32],
+    points: NDArray[np.float32] | None,
+    image: NDArray[np.floating],
+    pixel_size_um: Sequence[float] | None = None,
+    regions: Sequence[tuple[str, NDArray[np.bool_]]] = (),
+) -> list[dict[str, Any]]:
+    """Rows of the table of a prediction: one of the image, whose `region` is empty, and one of each region.
+
+    Args:
+        task: that made the density.
+        name: id of the image.
+        density: (H, W), cells per pixel.
+        points: (N, 2); None leaves their number empty.
+        image: (H, W, C) in 0..1.
+        pixel_size_um: micrometres per pixel, row and column; None leaves the area in micrometres empty.
+        regions: pairs of a name and the pixels (H, W) inside.
+    """
+    size = None if pixel_size_um is None else (float(pixel_size_um[-2]), float(pixel_size_um[-1]))
+    flags = flags_of(task, count_of(task, density).cells, image, size)
+    rows = []
+    for region, inside in [("", np.ones(density.shape, bool)), *regions]:
+        pixels = int(inside.sum())
+        more = ["the interval is made for whole images"] if region and not interval_note(task) else []
+        rows.append(
+            {
+                "id": name,
+                "region": region,
+                **count_columns(*count_of(task, density, inside)),
+                "points": "" if points is None else int(inside[tuple(pixels_of(points).T)].sum()),
+                "rows": density.shape[0],
+                "columns": density.shape[1],
+                "pixels": pixels,
+                "row_um": "" if size is None else size[0],
+                "column_um": "" if size is None else size[1],
+                "area_um2": "" if size is None else round(pixels * size[0] * size[1], 4),
+                "flags": "; ".join([*flags, *more]),
+            }
+        )
+    return rows
