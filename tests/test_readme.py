@@ -184,6 +184,7 @@ def test_files_that_the_readme_names_are_there() -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_lead_somewhere(name: str) -> None:
-    links = re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text(encoding="utf-8"))
-    local = [link for link in links if "://" not in link]
-    assert [link for link in local if not (ROOT / link).exists()] == []
+    text = (ROOT / name).read_text(encoding="utf-8")
+    local = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    headings = {f"#{title.lower().replace(' ', '-')}" for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    assert [link for link in local if link not in headings and not (ROOT / link).exists()] == []

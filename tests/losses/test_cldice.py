@@ -158,8 +158,8 @@ def test_one_channel_acts() -> None:
     assert logits.grad.abs().sum() > 0
 
 
-def test_iterations_are_required() -> None:
-    with pytest.raises(TypeError, match="iterations"):
-        SoftClDice()  # type: ignore[call-arg]
+def test_without_iterations_it_cannot_be_used() -> None:
+    with pytest.raises(ValueError, match="has no iterations: pass iterations_for_radius"):
+        SoftClDice()(torch.randn(1, 1, 8, 8), torch.ones(1, 1, 8, 8).tril())
     with pytest.raises(ValueError, match=r"positive int, received 0; iterations_for_radius"):
         SoftClDice(0)
