@@ -15,10 +15,8 @@ import math
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
-from torch.nn import functional as F
 
 from biocnn.compiled import compiled
 from biocnn.errors import DataError
@@ -265,33 +263,3 @@ def _neighbour_widths(
     near = min(neighbours, len(points) - 1)
     distance, _ = cKDTree(points).query(points, k=near + 1)
     return np.clip(beta * distance[:, 1:].mean(axis=1), *bounds)  # the first is the point itself, or its duplicate
-
-
-def sum_pool(density: torch.Tensor, factor: int) -> torch.Tensor:
-    """Density at a lower resolution, with the same sum.
-
-    Resizing and multiplying by the square of the factor is wrong by up to 20 cells per image, where kernels are narrow
-    or the size is no multiple of the factor. Here blocks are summed; those at the lower and right border are smaller
-    when it is no multiple.
-
-    Args:
-        density: (B, C, H, W), of any floating dtype.
-        factor: side of a block, in pixels, 1 or more.
-
-    Returns:
-        (B, C, ceil(H / factor), ceil(W / factor)) float32.
-
-    Raises:
-        ValueError: if the factor is not an int of 1 or more, or the density does not have 4 axes.
-
-    Example:
-        >>> sum_pool(torch.ones(1, 1, 2, 5), 2)
-        tensor([[[[4., 4., 2.]]]])
-    """
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-        raise ValueError(f"factor must be an int of 1 or more, received {factor!r}.")
-    if density.ndim != 4:
-        raise ValueError(f"density: expected shape (B, C, H, W), received {tuple(density.shape)}.")
-    rows, columns = (-density.shape[axis] % factor for axis in (2, 3))
-    padded = F.pad(density.float(), (0, columns, 0, rows))
-    return F.avg_pool2d(padded, factor, divisor_override=1)

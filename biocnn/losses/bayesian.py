@@ -9,7 +9,8 @@ import math
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from biocnn.losses.density import DensityLoss, Points, block_sums
+from biocnn.losses.density import DensityLoss, Points
+from biocnn.networks.resolution import sum_pool
 
 # Weights that are held at a time: 4 million float32 are 16 MB, and larger chunks are not faster.
 CHUNK = 4_194_304
@@ -59,7 +60,7 @@ class BayesianLoss(DensityLoss):
         self, prediction: torch.Tensor, density: torch.Tensor, points: Points, valid: torch.Tensor | None
     ) -> torch.Tensor:
         """(B,); arguments as for :meth:`DensityLoss.per_sample`."""
-        maps = block_sums(prediction, self.stride)[:, 0]
+        maps = sum_pool(prediction, self.stride)[:, 0]
         places = block_centres(maps, self.stride)
         return torch.stack([self._one(one.flatten(), places, p) for one, p in zip(maps, points, strict=True)])
 

@@ -17,10 +17,10 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from biocnn.errors import DataError
 from biocnn.losses.base import mean_over_samples, warn_once
+from biocnn.networks.resolution import sum_pool
 
 Points = Sequence[torch.Tensor]
 
@@ -297,22 +297,10 @@ class SumPooled(DensityLoss):
         """(B,); arguments as for :meth:`DensityLoss.per_sample`. A block with a valid pixel is valid."""
         total = torch.zeros_like(prediction[:, 0, 0, 0])
         for factor, weight in zip(self.factors, self.weights, strict=True):
-            inside = None if valid is None else block_sums(valid.to(prediction.dtype), factor) > 0
-            pooled = block_sums(prediction, factor), block_sums(density, factor)
+            inside = None if valid is None else sum_pool(valid.to(prediction.dtype), factor) > 0
+            pooled = sum_pool(prediction, factor), sum_pool(density, factor)
             total = total + weight * self.loss.per_sample(*pooled, points, inside)
         return total
-
-
-def block_sums(maps: torch.Tensor, factor: int) -> torch.Tensor:
-    """Sums over blocks of `factor` x `factor` pixels, in the precision of the maps; blocks at the end may be smaller.
-
-    (..., H, W) becomes (..., ceil(H / factor), ceil(W / factor)), with the same sum.
-    """
-    if factor == 1:
-        return maps
-    height, width = maps.shape[-2:]
-    filled = F.pad(maps, (0, -width % factor, 0, -height % factor))
-    return filled.unflatten(-1, (-1, factor)).unflatten(-3, (-1, factor)).sum((-3, -1))
 
 
 def pixel_of(points: torch.Tensor, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:

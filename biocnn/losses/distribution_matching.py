@@ -10,7 +10,8 @@ import math
 import torch
 
 from biocnn.losses.bayesian import block_centres, check_stride, squared_distances
-from biocnn.losses.density import CountL1, DensityLoss, DensitySum, Points, block_sums, pixel_of
+from biocnn.losses.density import CountL1, DensityLoss, DensitySum, Points, pixel_of
+from biocnn.networks.resolution import sum_pool
 
 # Below this many predicted cells a map has no shape to be matched: its gradient would grow as 1 / count, up to dead
 # maps, whose count alone is then corrected.
@@ -65,7 +66,7 @@ class OptimalTransport(DensityLoss):
         self, prediction: torch.Tensor, density: torch.Tensor, points: Points, valid: torch.Tensor | None
     ) -> torch.Tensor:
         """(B,); arguments as for :meth:`DensityLoss.per_sample`."""
-        maps = block_sums(prediction.clamp(min=0), self.stride)[:, 0]
+        maps = sum_pool(prediction.clamp(min=0), self.stride)[:, 0]
         places = block_centres(maps, self.stride)
         return torch.stack([self._one(one, places, p) for one, p in zip(maps, points, strict=True)])
 

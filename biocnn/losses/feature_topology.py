@@ -8,17 +8,15 @@ import copy
 from collections.abc import Sequence
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
 from torch import nn
 from torchvision.models import VGG19_Weights
 
-from biocnn.errors import CheckpointError, DownloadError
 from biocnn.losses.base import Loss
+from biocnn.networks.pretrained import DEFAULT, load_features
 
-DEFAULT = "DEFAULT"
 RELU_LAYERS = (3, 8, 17)
 """relu1_2, relu2_2 and relu3_4 in `torchvision.models.vgg19().features`; 2, 7 and 16 are the convolutions before."""
 
@@ -168,11 +166,8 @@ class VGG19Features(nn.Module):
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # it would overwrite the output of a chosen convolution
         self.stride = 2 ** sum(isinstance(layer, nn.MaxPool2d) for layer in self.features)
-        if weights == DEFAULT:
-            source, state = VGG19_Weights.DEFAULT.url, _fetch_weights()
-        else:
-            source, state = str(weights), _read_weights(Path(weights))
-        self.features.load_state_dict(_select(state, self.features, source), assign=True)
+        self.features.to_empty(device="cpu")
+        load_features(self.features, weights, VGG19_Weights.DEFAULT, "vgg19")
         self.mean: torch.Tensor
         self.std: torch.Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
@@ -212,64 +207,3 @@ def _check_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
     if not found or not rising or any(type(index) is not int for index in found) or found[0] < 0 or found[-1] >= count:
         raise ValueError(f"layers: expected rising indices from 0 to {count - 1}, received {found}.")
     return found
-
-
-def _fetch_weights() -> dict[str, Any]:
-    """The ImageNet weights of torchvision, from the cache or its server.
-
-    Raises:
-        DownloadError: if they cannot be had.
-    """
-    try:
-        state: dict[str, Any] = VGG19_Weights.DEFAULT.get_state_dict(
-            progress=True, check_hash=True, map_location="cpu", weights_only=True
-        )
-    except Exception as error:  # the network, the disk, the hash, and half a dozen types for a torn file in the cache
-        url = VGG19_Weights.DEFAULT.url
-        raise DownloadError(
-            f"The VGG19 weights for FeatureTopology could not be fetched from {url} ({error}). Fetch the file on a "
-            "machine with a connection and pass its path: FeatureTopology(weights='PATH'), or put it into "
-            f"{Path(torch.hub.get_dir()) / 'checkpoints'}; delete the one that is there, if it is damaged."
-        ) from error
-    return state
-
-
-def _read_weights(path: Path) -> dict[str, Any]:
-    """A state dict from a local file.
-
-    Raises:
-        CheckpointError: if there is none, or it holds anything but tensors and plain data.
-    """
-    if not path.is_file():
-        raise CheckpointError(
-            f"There is no weights file {path}. Give the path of the state dict of torchvision's vgg19, which is at "
-            f"{VGG19_Weights.DEFAULT.url}, or 'DEFAULT' to have it downloaded."
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen types for a file that is not one of its own
-        raise CheckpointError(f"{path} is not a file of weights that torch can load safely: {error}") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: expected a state dict, received a {type(state).__name__}.")
-    return state
-
-
-def _select(state: dict[str, Any], features: nn.Module, source: str) -> dict[str, torch.Tensor]:
-    """The tensors of a part of the network, float32, from the state dict of all of VGG19 or of its features.
-
-    Raises:
-        CheckpointError: if one is missing or of another shape.
-    """
-    prefix = "features." if any(name.startswith("features.") for name in state) else ""
-    selected = {}
-    for name, own in features.state_dict().items():
-        value = state.get(prefix + name)
-        if not isinstance(value, torch.Tensor) or value.shape != own.shape:
-            received = tuple(value.shape) if isinstance(value, torch.Tensor) else "none"
-            raise CheckpointError(
-                f"{source}: expected {prefix + name!r} of shape {tuple(own.shape)}, as in torchvision's vgg19, "
-                f"received {received}. It holds the weights of another architecture."
-            )
-        # A copy, so that the 140 M weights which are not used can be freed.
-        selected[name] = value.detach().float().clone()
-    return selected

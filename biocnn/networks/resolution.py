@@ -100,5 +100,5 @@ def _single(values: torch.Tensor) -> torch.Tensor:
 
 
 def _check_factor(factor: int) -> None:
-    if factor < 1:
-        raise ValueError(f"factor must be at least 1, the side of a cell in pixels, received {factor}.")
+    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+        raise ValueError(f"factor must be an int of 1 or more, the side of a cell in pixels, received {factor!r}.")

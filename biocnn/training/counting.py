@@ -37,7 +37,7 @@ from biocnn.report.counting import (
 from biocnn.tasks.counting import CountingTask, intensities, warn_of_nothing
 from biocnn.training.count_files import CountWriter, TestCounts, stamp_of
 from biocnn.training.maps import file_names
-from biocnn.training.runs import open_validation, prediction_path, run_of, versions
+from biocnn.training.runs import check_kind, open_validation, prediction_path, run_of, versions
 
 FEW_IMAGES = 64
 """Training images up to which batch norm is estimated again: the most of the sets it was proposed for, SAU-Net's."""
@@ -149,15 +149,7 @@ def prepare_test(trainer: pl.Trainer, task: CountingTask, datamodule: CountingDa
             that the checkpoint was chosen on.
     """
     stored = read_biocnn_checkpoint(path)["biocnn"]
-    manifest, trained_on = datamodule.manifest, stored["data"]
-    names, expected = list(manifest.channels), list(trained_on.get("channels", manifest.channels))
-    dtype = trained_on.get("dtype", manifest.image.dtype)
-    if len(names) != len(expected) or manifest.image.dtype != dtype:
-        raise DataError(
-            f"{path} was trained on images with {len(expected)} channel(s) ({', '.join(expected)}) of {dtype}; those "
-            f"of {manifest.name!r} have {len(names)} ({', '.join(names)}) of {manifest.image.dtype}. Give the "
-            "--data.manifest of images like those of the training."
-        )
+    check_kind(datamodule.manifest, stored["data"], path)
     if task.interval_fits:
         return
     open_validation(datamodule, stored["data"], path)

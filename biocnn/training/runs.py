@@ -18,6 +18,7 @@ import torch
 
 from biocnn.checkpoints import BEST, LAST, read_checkpoint
 from biocnn.data.datamodule import DataModule
+from biocnn.data.manifest import Manifest
 from biocnn.errors import CheckpointError, DataError
 from biocnn.files import file_digest, write_json
 
@@ -248,4 +249,25 @@ def open_validation(datamodule: DataModule, trained_on: Mapping[str, Any], check
         raise DataError(
             f"The validation split is needed to complete {checkpoint}, and the one at hand is not the one that it was "
             "chosen on. Give the --data.root, --data.manifest, --data.folds and --data.fold of its training."
+        )
+
+
+def check_kind(manifest: Manifest, trained_on: Mapping[str, Any], checkpoint: Path) -> None:
+    """Check that images have the channels and the dtype of those of a training.
+
+    Args:
+        manifest: of the images.
+        trained_on: the data description of the checkpoint.
+        checkpoint: for the message.
+
+    Raises:
+        DataError: if they have others.
+    """
+    names, expected = list(manifest.channels), list(trained_on.get("channels", manifest.channels))
+    dtype = trained_on.get("dtype", manifest.image.dtype)
+    if len(names) != len(expected) or manifest.image.dtype != dtype:
+        raise DataError(
+            f"{checkpoint} was trained on images with {len(expected)} channel(s) ({', '.join(expected)}) of {dtype}; "
+            f"those of {manifest.name!r} have {len(names)} ({', '.join(names)}) of {manifest.image.dtype}. Give the "
+            "--data.manifest of images like those of the training."
         )

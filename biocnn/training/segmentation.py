@@ -23,6 +23,7 @@ from biocnn.report.segmentation_figures import best_median_worst
 from biocnn.tasks.segmentation import SegmentationTask
 from biocnn.training.maps import MapWriter, file_names
 from biocnn.training.runs import (
+    check_kind,
     make_room,
     open_validation,
     prediction_path,
@@ -104,15 +105,7 @@ def choose_threshold_if_needed(
             that the checkpoint was chosen on.
     """
     stored = read_biocnn_checkpoint(path)["biocnn"]
-    manifest, trained_on = datamodule.manifest, stored["data"]
-    names, expected = list(manifest.channels), list(trained_on.get("channels", manifest.channels))
-    dtype = trained_on.get("dtype", manifest.image.dtype)
-    if len(names) != len(expected) or manifest.image.dtype != dtype:
-        raise DataError(
-            f"{path} was trained on images with {len(expected)} channel(s) ({', '.join(expected)}) of {dtype}; those "
-            f"of {manifest.name!r} have {len(names)} ({', '.join(names)}) of {manifest.image.dtype}. Give the "
-            "--data.manifest of images like those of the training."
-        )
+    check_kind(datamodule.manifest, stored["data"], path)
     if task.threshold_fits:
         return
     open_validation(datamodule, stored["data"], path)

@@ -12,8 +12,9 @@ import torch
 from biocnn.data.density import rasterise
 from biocnn.errors import DataError
 from biocnn.losses.bayesian import BayesianLoss
-from biocnn.losses.density import CountL1, DensityLoss, DensityMSE, DensitySum, LogCosh, SumPooled, block_sums
+from biocnn.losses.density import CountL1, DensityLoss, DensityMSE, DensitySum, LogCosh, SumPooled
 from biocnn.losses.distribution_matching import DMCount, OptimalTransport, TotalVariation
+from biocnn.networks.resolution import sum_pool
 
 MAP_LOSSES = [
     DensityMSE(),
@@ -166,8 +167,8 @@ def test_pooling_keeps_the_sum_and_deep_supervision_is_its_weighted_sum(shape: t
             for strip in (prediction - density).split(factor, 2)
         ]
         pooled = torch.stack(blocks, 1)
-        torch.testing.assert_close(block_sums(prediction - density, factor)[:, 0], pooled, rtol=0, atol=1e-12)
-        assert block_sums(density, factor).sum().item() == pytest.approx(density.sum().item(), abs=1e-12)
+        torch.testing.assert_close(sum_pool(prediction - density, factor)[:, 0], pooled, rtol=0, atol=1e-12)
+        assert sum_pool(density, factor).sum().item() == pytest.approx(density.sum().item(), abs=1e-12)
         expected += pooled.square().mean().item() / factor**2
     assert SumPooled(DensityMSE())(prediction, density).item() == pytest.approx(expected, rel=1e-10)
     assert (SumPooled(DensityMSE()) + SumPooled(LogCosh())).names == ["mse_pooled", "log_cosh_pooled"]

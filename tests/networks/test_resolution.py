@@ -76,7 +76,7 @@ def test_networks_say_their_cells() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="factor must be at least 1, the side of a cell in pixels, received 0"):
+    with pytest.raises(ValueError, match=r"int of 1 or more, the side of a cell in pixels, received 0"):
         sum_pool(torch.rand(3, 3), 0)
     with pytest.raises(ValueError, match=r"image of 17x20 px has 3x3 cells of 8x8 px, received \(1, 1, 2, 3\)"):
         spread(torch.rand(1, 1, 2, 3), 8, (17, 20))
