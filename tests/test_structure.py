@@ -24,6 +24,7 @@ LAYERS = [
     "biocnn.networks",
     "biocnn.losses",
     "biocnn.metrics",
+    "biocnn.delineation",
     "biocnn.tasks",
     "biocnn.inference",
     "biocnn.report",
