@@ -18,8 +18,8 @@ DIR holds the files of the manifest. Every run writes into a folder RUN below ru
 
 import sys
 
+from biocnn.data.counting_module import CountingDataModule
 from biocnn.tasks.counting import CountingTask
-from biocnn.training.count_files import CountingWithRegions
 from biocnn.training.counting import (
     counting_writers,
     fill_channels,
@@ -33,7 +33,7 @@ from biocnn.training.pipeline import Job, run_pipeline
 JOB = Job(
     name="counting",
     task=CountingTask,
-    datamodule=CountingWithRegions,
+    datamodule=CountingDataModule,
     monitors={"val_mae": "min", "val_rmse": "min", "val_game2": "min", "val_game3": "min"},
     after_fit=finish_run,
     before_test=prepare_test,

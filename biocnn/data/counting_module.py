@@ -40,6 +40,8 @@ class CountingDataModule(DataModule):
             manifest has a group rule, else by file.
         fold: the fold to validate on, 0..folds-1.
         images: images to predict: a file, a folder, or a glob.
+        rois: GeoJSON or ImageJ file of regions, which are counted in every image to predict; or a folder with such a
+            file for each image, of the same name but for the suffix.
         batch_size: training tiles in a batch, per process. Whole images come one by one.
         num_workers: worker processes; chosen for you when None.
         start_method: how workers are started.
@@ -61,6 +63,7 @@ class CountingDataModule(DataModule):
         folds: int | None = None,
         fold: int = 0,
         images: str | None = None,
+        rois: str | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
         start_method: StartMethod | None = None,
@@ -93,7 +96,7 @@ class CountingDataModule(DataModule):
         self.augmentation = TileAugmentation() if augmentation is None else augmentation
         self.tile_size, self.tiles_per_epoch, self.sigma, self.sigma_um = tile_size, tiles_per_epoch, sigma, sigma_um
         self.training_images, self.valid_images = training_images, valid_images
-        self.folds, self.fold, self.images = folds, fold, images
+        self.folds, self.fold, self.images, self.rois = folds, fold, images, rois
         self._batch_size_given = batch_size is not None
 
     @property

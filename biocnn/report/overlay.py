@@ -141,36 +141,42 @@ def write_overlay(path: str | Path, picture: NDArray[np.uint8], legend: Legend =
         Image.fromarray(whole).save(temporary, format="PNG")
 
 
-def write_map(path: str | Path, probability: ArrayLike, pixel_size_um: Sequence[float] | None = None) -> None:
+def write_map(
+    path: str | Path,
+    values: ArrayLike,
+    pixel_size_um: Sequence[float] | None = None,
+    limits: tuple[float, float] = (0.0, 1.0),
+) -> None:
     """Write a map as float32 TIFF with its pixel size, as ImageJ does; QuPath and :func:`read_image` know it, too.
 
     A map of 4 GiB or more, beyond what ImageJ TIFFs can hold, becomes a BigTIFF with its resolution per centimetre.
 
     Args:
         path: target file ``.tif`` or ``.tiff``; its folder is made when missing.
-        probability: (H, W) or (D, H, W), numbers of any range; kept as float32.
+        values: (H, W) or (D, H, W), numbers of any range; kept as float32.
         pixel_size_um: micrometres between rows and between columns, with those between planes before them where there
             are planes; None writes none.
+        limits: what ImageJ shows as black and as white.
 
     Raises:
         DataError: if the map has another number of axes, or the pixel size does not fit it or is not positive.
         ValueError: if the suffix is another one.
     """
     target = _with_suffix(path, ".tif", ".tiff")
-    values = np.asarray(probability, dtype=np.float32)
-    if values.ndim not in (2, 3) or values.size == 0:
-        raise DataError(f"probability: expected a map (H, W) or (D, H, W), received shape {values.shape}")
+    numbers = np.asarray(values, dtype=np.float32)
+    if numbers.ndim not in (2, 3) or numbers.size == 0:
+        raise DataError(f"values: expected a map (H, W) or (D, H, W), received shape {numbers.shape}")
     sizes = None if pixel_size_um is None else [float(size) for size in pixel_size_um]
-    if sizes is not None and not (2 <= len(sizes) <= values.ndim and all(0 < size < np.inf for size in sizes)):
+    if sizes is not None and not (2 <= len(sizes) <= numbers.ndim and all(0 < size < np.inf for size in sizes)):
         raise DataError(
             f"pixel_size_um: expected positive micrometres (row, column), or (plane, row, column) of planes, for a map "
-            f"of shape {values.shape}, received {tuple(sizes)}"
+            f"of shape {numbers.shape}, received {tuple(sizes)}"
         )
-    as_imagej = values.nbytes < _IMAGEJ_BYTES
+    as_imagej = numbers.nbytes < _IMAGEJ_BYTES
     options: dict[str, Any] = {"imagej": True} if as_imagej else {"bigtiff": True}
-    metadata: dict[str, Any] = {"axes": "ZYX"[-values.ndim :]}
+    metadata: dict[str, Any] = {"axes": "ZYX"[-numbers.ndim :]}
     if as_imagej:
-        metadata.update(min=0.0, max=1.0)  # so that ImageJ shows 0 to 1, not the range of this image
+        metadata.update(min=limits[0], max=limits[1])  # else ImageJ shows the range of this image
     if sizes is not None:
         per_unit = 1.0 if as_imagej else 1e4  # micrometres in an ImageJ file, else in a centimetre
         options["resolution"] = (per_unit / sizes[-1], per_unit / sizes[-2])
@@ -178,7 +184,7 @@ def write_map(path: str | Path, probability: ArrayLike, pixel_size_um: Sequence[
         if as_imagej:
             metadata.update(unit="um", **({"spacing": sizes[0]} if len(sizes) == 3 else {}))
     with atomic_path(target) as temporary:
-        tifffile.imwrite(temporary, values, photometric="minisblack", metadata=metadata, **options)
+        tifffile.imwrite(temporary, numbers, photometric="minisblack", metadata=metadata, **options)
 
 
 def write_mask(path: str | Path, mask: ArrayLike) -> None:

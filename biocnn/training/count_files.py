@@ -22,25 +22,11 @@ from biocnn.training.maps import file_names
 from biocnn.training.runs import make_room, read_json, result_stamp, run_of
 
 
-class CountingWithRegions(CountingDataModule):
-    """Images with points, and regions of interest in the images to predict.
-
-    Args:
-        rois: GeoJSON or ImageJ file of regions, which are counted in every image to predict; or a folder with such a
-            file for each image, of the same name but for the suffix.
-        kwargs: as of :class:`CountingDataModule`.
-    """
-
-    def __init__(self, rois: str | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.rois = rois
-
-
 def regions_for(rois: str | None, ids: Sequence[str]) -> list[list[Region]]:
     """The regions of every image.
 
     Args:
-        rois: as of :class:`CountingWithRegions`; None for no regions.
+        rois: as of :class:`CountingDataModule`; None for no regions.
         ids: paths of the images, with ``#`` and the number of the plane for a stack.
 
     Raises:
@@ -150,7 +136,9 @@ class CountWriter(Callback):
         if valid is not None:
             density = np.where(valid, density, np.float32(0))
             points = None if points is None else points[valid[tuple(pixels_of(points).T)]]
-        write_map(self.folder / "maps" / f"{name}.tif", density, batch["pixel_size_um"][position])
+        brightest = max(float(density.max()), np.finfo(np.float32).tiny)
+        target = self.folder / "maps" / f"{name}.tif"
+        write_map(target, density, batch["pixel_size_um"][position], limits=(0.0, brightest))
         found = np.zeros((0, 2), np.float32) if points is None else points
         if points is not None:
             write_points(self.folder / self.points / f"{name}.csv", points)

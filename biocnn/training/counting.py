@@ -172,7 +172,7 @@ def counting_writers(subcommand: str, checkpoint: Path, datamodule: CountingData
         return [TestCounts(checkpoint)]
     if subcommand == "predict":
         folder = prediction_path(run_of(checkpoint), datamodule.images or "images", "")
-        return [CountWriter(folder, rois=getattr(datamodule, "rois", None))]
+        return [CountWriter(folder, rois=datamodule.rois)]
     return []
 
 

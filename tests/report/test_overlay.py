@@ -174,11 +174,11 @@ def test_a_map_comes_back_with_its_pixel_size(tmp_path, monkeypatch, limit, size
 
 
 def test_a_map_is_what_imagej_writes(tmp_path):
-    write_map(tmp_path / "map.tif", np.zeros((2, 3)), (0.5, 0.25))
+    write_map(tmp_path / "map.tif", np.zeros((2, 3)), (0.5, 0.25), limits=(0.0, 0.02))
     with tifffile.TiffFile(tmp_path / "map.tif") as tiff:
         assert tiff.is_imagej
         assert tiff.imagej_metadata["unit"] == "um"
-        assert (tiff.imagej_metadata["min"], tiff.imagej_metadata["max"]) == (0.0, 1.0)
+        assert (tiff.imagej_metadata["min"], tiff.imagej_metadata["max"]) == (0.0, 0.02)
         tags = tiff.pages[0].tags
         # ImageJ: pixels per unit, of columns then of rows.
         assert [np.divide(*tags[name].value) for name in ("XResolution", "YResolution")] == [4.0, 2.0]
@@ -221,7 +221,7 @@ def test_overlay_errors_say_what_came(arguments, message):
 def test_writers_refuse_other_shapes_and_suffixes(tmp_path):
     with pytest.raises(DataError, match=r"picture: expected uint8 \(H, W, 3\), received float64 \(5, 7, 3\)"):
         write_overlay(tmp_path / "a.png", np.zeros((5, 7, 3)))
-    with pytest.raises(DataError, match=r"probability: expected a map .* received shape \(7,\)"):
+    with pytest.raises(DataError, match=r"values: expected a map .* received shape \(7,\)"):
         write_map(tmp_path / "a.tif", np.zeros(7))
     for size in ((0.5,), (0.5, 0.0), (1, 2, 3), (0.5, np.nan)):
         with pytest.raises(DataError, match=r"pixel_size_um: expected positive micrometres"):
