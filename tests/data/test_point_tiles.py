@@ -60,6 +60,52 @@ def test_the_sum_is_the_number_of_points(augmentation: Augmentation | None, sigm
     assert len(set(batch["count"].tolist())) > 5
 
 
+def shipped(kind: Any = Augmentation) -> list[Any]:
+    """Every policy there is, as its class."""
+    return [found for child in kind.__subclasses__() for found in (child, *shipped(child))]
+
+
+def test_every_policy_keeps_the_number_of_points_or_is_refused() -> None:
+    own = [policy for policy in shipped() if policy.__module__.startswith("biocnn.")]
+    assert TileAugmentation in own
+    rng = np.random.default_rng(0)
+    drawn = drawn_cells(2, number=60)
+    disc = (np.arange(96)[:, None] - 50) ** 2 + (np.arange(80) - 30) ** 2 < 35**2
+    # Anywhere in their pixels; those of the second image are all inside a field of view.
+    points = [one + rng.uniform(-0.499, 0.499, one.shape) for one in drawn.points]
+    points[1] = points[1][disc[tuple(np.floor(points[1] + 0.5).astype(int).T)]]
+    images = point_set(drawn.images, points, [np.ones((96, 80), bool), disc])
+    for policy in own:
+        if policy().moves_pixels:
+            with pytest.raises(ValueError, match="move or remove pixels but not their points"):
+                tiles(images, policy())
+            continue
+        batch = all_tiles(tiles(images, policy(), 3.0, length=400))
+        sums = batch["density"].double().sum((1, 2, 3))
+        numbers = torch.tensor([len(one) for one in batch["points"]]).double()
+        torch.testing.assert_close(sums, numbers, atol=1e-4, rtol=0)
+        assert torch.equal(batch["count"].double(), numbers)
+        assert not batch["valid"].all()
+        assert (batch["density"][~batch["valid"]] == 0).all()
+
+
+def test_points_in_the_outermost_half_pixels_survive_every_symmetry() -> None:
+    # Conventions that put the centre of the first pixel at a half lose or shift these when they mirror.
+    end = 63.499
+    corners = np.array([[-0.499, -0.499], [-0.499, end], [end, -0.499], [end, end], [-0.25, 20.5], [30.0, 63.25]])
+    image = np.zeros((64, 64, 1), np.uint8)
+    batch = all_tiles(tiles(point_set([image], [corners]), SYMMETRIES, tile_size=64, length=60))
+    places = {tuple(map(tuple, points.double().sub(31.5).numpy().round(3))) for points in batch["points"]}
+    centred = (corners - 31.5).round(3)
+    expected = {
+        tuple(map(tuple, (swapped * signs).round(3)))
+        for swapped in (centred, centred[:, ::-1])
+        for signs in ([1, 1], [1, -1], [-1, 1], [-1, -1])
+    }
+    assert places == expected
+    torch.testing.assert_close(batch["density"].double().sum((1, 2, 3)), torch.full((60,), 6.0).double())
+
+
 def test_points_are_on_their_pixels_under_every_symmetry() -> None:
     for size in (32, 33):
         batch = all_tiles(tiles(dot_pictures(number=60), SYMMETRIES, tile_size=size, length=90))

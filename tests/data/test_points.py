@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
 from biocnn.data.points import read_points
 from biocnn.errors import BiocnnError, DataError, DatasetNotFoundError
@@ -130,6 +131,43 @@ def test_pictures_that_are_no_dots_are_refused(tmp_path: Path, save_image: Calla
     tifffile.imwrite(tmp_path / "nan.tif", np.where(dots() > 0, np.nan, 0).astype(np.float32))
     with pytest.raises(DataError, match="NaN or infinite"):
         read_points(tmp_path / "nan.tif", SHAPE)
+
+
+def test_transparency_palettes_and_capital_suffixes_change_nothing(tmp_path: Path) -> None:
+    opaque = np.dstack([dots(), 0 * dots(), 0 * dots(), np.full(SHAPE, 255, np.uint8)])
+    pictures = {"opaque.png": Image.fromarray(opaque), "clear.png": Image.fromarray(np.dstack([dots()] * 4))}
+    pictures["palette.png"] = Image.fromarray(dots() // 255).convert("P")
+    pictures["palette.png"].putpalette([0, 0, 0, 200, 0, 0])
+    pictures["CAPITAL.JPG"] = Image.fromarray(dots([[5, 5], [20, 30]]))
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+        expected = [[5, 5], [20, 30]] if name == "CAPITAL.JPG" else PLACES
+        assert read_points(tmp_path / name, SHAPE).tolist() == expected, name
+
+
+def test_jpeg_dots_in_colours_are_counted_or_refused(tmp_path: Path) -> None:
+    places = [[row, column] for row in range(4, 40, 9) for column in range(4, 60, 9)]
+    white, red = np.dstack([dots(places)] * 3), np.dstack([dots(places), *[np.zeros(SHAPE, np.uint8)] * 2])
+    for quality in (75, 95):
+        Image.fromarray(white).save(tmp_path / "white.jpg", quality=quality)
+        assert read_points(tmp_path / "white.jpg", SHAPE).tolist() == places
+        # Colours of a JPEG have half of the resolution, so that red dots fade.
+        Image.fromarray(red).save(tmp_path / "red.jpg", quality=quality)
+        with pytest.raises(DataError, match=r"red.jpg: the number of dots depends on the threshold.*coloured JPEG"):
+            read_points(tmp_path / "red.jpg", SHAPE)
+    disc = cv2.circle(np.zeros(SHAPE, np.uint8), (20, 20), 6, 255, -1)
+    Image.fromarray(disc).save(tmp_path / "mask.jpg", quality=90)
+    with pytest.raises(DataError, match=r"mask.jpg: the annotation has 1 blob\(s\) of median 113 px"):
+        read_points(tmp_path / "mask.jpg", SHAPE)
+
+
+def test_numbered_masks_are_refused(tmp_path: Path, save_image: Callable[..., None]) -> None:
+    labels = np.zeros(SHAPE, np.uint8)
+    for number in range(1, 6):
+        cv2.circle(labels, (11 * number - 4, 20), 4, number, -1)
+    save_image(tmp_path / "labels.png", labels)
+    with pytest.raises(DataError, match=r"has 3 blob\(s\) of median 49 px.*these are masks"):  # 3 to 5, above half of 5
+        read_points(tmp_path / "labels.png", SHAPE)
 
 
 @pytest.mark.parametrize(

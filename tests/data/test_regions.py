@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 
+from biocnn.data.density import rasterise
 from biocnn.data.regions import Region, read_regions, region_mask
 from biocnn.errors import DataError, DatasetNotFoundError
 
@@ -201,3 +203,33 @@ def test_files_without_regions(tmp_path: Path) -> None:
         read_regions(tmp_path / "a.png")
     with pytest.raises(DatasetNotFoundError, match=r"b.geojson"):
         read_regions(tmp_path / "b.geojson")
+
+
+def test_qupath_and_imagej_draw_the_same_regions_which_share_out_the_count(tmp_path: Path) -> None:
+    roifile = pytest.importorskip("roifile", reason="needs the package roifile")
+    shape = (40, 60)
+    boxes = {"left": (0, 0, 23, 40), "top": (23, 0, 60, 17), "rest": (23, 17, 60, 40)}  # left, top, right, bottom
+    features: list[Any] = []
+    for name, (left, top, right, bottom) in boxes.items():
+        ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+        features.append(({"name": name}, {"type": "Polygon", "coordinates": [ring]}))
+    geojson(tmp_path / "a.geojson", *features)
+    drawn = []
+    for name, corners in boxes.items():
+        roi = roifile.ImagejRoi()
+        roi.roitype, roi.name = roifile.ROI_TYPE.RECT, name
+        roi.left, roi.top, roi.right, roi.bottom = corners
+        drawn.append(roi)
+    roifile.roiwrite(tmp_path / "a.zip", drawn)
+    drawn[0].tofile(tmp_path / "one.roi")
+    density = rasterise(np.random.default_rng(0).uniform(0, 39, (50, 2)), shape, 2.0).astype(np.float64)
+    files = [read_regions(tmp_path / name) for name in ("a.geojson", "a.zip")]
+    for found in files:
+        assert [one.name for one in found] == list(boxes)
+        counts = [density[region_mask(one, shape)].sum() for one in found]
+        assert sum(counts) == pytest.approx(50, abs=1e-4)
+        assert min(counts) > 5
+    for one, other in zip(*files, strict=True):
+        np.testing.assert_array_equal(region_mask(one, shape), region_mask(other, shape))
+    (alone,) = read_regions(tmp_path / "one.roi")
+    np.testing.assert_array_equal(region_mask(alone, shape), region_mask(files[0][0], shape))

@@ -162,6 +162,19 @@ def test_flags(count: float, mean: float, std: float, size: Any, words: list[str
     assert flags_of(task, count, np.concatenate([image, np.ones_like(image)]), size, valid) == words
 
 
+def test_a_flagged_image_has_all_its_flags_and_nothing_is_cut() -> None:
+    """What is doubtful is said beside the count; the count itself stays what the network says."""
+    task = task_of(1, interval=None, fingerprint=PRINT, pixel_size_um=[0.5, 0.5])
+    density = np.full((10, 10), 3.0, np.float32)
+    assert count_of(task, density) == (300.0, 0.0, math.inf)
+    assert count_of(task, -density).cells == -300.0
+    flags = flags_of(task, 300.0, np.ones((10, 10, 1), np.float32))
+    starts = ["more cells than in any", "intensity unlike", "contrast unlike", "pixel size not known", "no interval"]
+    assert [flag.startswith(start) for flag, start in zip(flags, starts, strict=True)] == [True] * 5
+    # Nothing is known of the training images: only the interval can be missed.
+    assert flags_of(task_of(1), 300.0, np.ones((10, 10, 1), np.float32)) == []
+
+
 def test_no_interval_is_a_flag() -> None:
     image = np.zeros((4, 4, 1), np.float32)
     assert flags_of(task_of(1, interval=None), 3.0, image) == ["no interval: the checkpoint has not been validated"]

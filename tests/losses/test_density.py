@@ -256,6 +256,32 @@ def test_points_outside(bad: tuple[float, float]) -> None:
     assert DMCount()(prediction, density, points).isfinite()
 
 
+def test_the_scale_acts_as_stated() -> None:
+    # As many cells as in an image of VGG cells, kernels of 3 pixels: a map of zeros costs 3e-5 or 0.3, and so much
+    # more by a factor of 1e4 in the MSE; what is in cells does not know the scale.
+    points = np.random.default_rng(0).uniform(0, 255, (176, 2))
+    density = torch.from_numpy(rasterise(points, (256, 256), 3.0))[None, None]
+    zeros, places = torch.zeros_like(density), [torch.from_numpy(points)]
+    # The square of a kernel sums to 1 / (4 pi sigma^2), and evenly spread cells overlap by n^2 / (H W) in all.
+    alone, crowd = 176 / (4 * math.pi * 9), 176**2 / 256**2
+    assert DensityMSE()(zeros, density).item() == pytest.approx((alone + crowd) / 256**2, rel=0.1)
+    assert DensityMSE()(zeros, density).item() == pytest.approx(3.1e-5, rel=0.1)
+    assert DensityMSE()(zeros, density, scale=100.0).item() == pytest.approx(0.31, rel=0.1)
+    prediction = density * torch.linspace(0.5, 1.7, 256)
+    for loss, power in ((DensityMSE(), 2), (CountL1(), 0), (BayesianLoss(4.0), 0), (TotalVariation(), 0)):
+        plain, scaled = loss(prediction, density, places), loss(prediction * 100, density, places, scale=100.0)
+        assert scaled.item() == pytest.approx(100**power * plain.item(), rel=1e-4), loss.name
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_squares_of_small_errors_do_not_vanish(half: torch.dtype) -> None:
+    error = torch.full((1, 1, 8, 8), 1e-4, dtype=half)
+    assert half == torch.bfloat16 or (error * error).sum() == 0  # in float16 they do
+    with torch.autocast("cpu", dtype=half):
+        value = DensityMSE()(error, torch.zeros(1, 1, 8, 8))
+    assert value.item() == pytest.approx(1e-8, rel=0.02)
+
+
 def test_diverged_predictions_and_scaled_densities_are_noticed() -> None:
     prediction, density, points = draw()
     loss = DensityMSE()

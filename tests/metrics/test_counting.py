@@ -241,6 +241,31 @@ def test_what_is_not_given_is_not_in_the_summary():
     assert summary["recall_tol5px"] == match_points(peaks[3], points[3], 5).scores()["recall"]
 
 
+def test_a_uniform_map_of_the_right_total_is_wrong_from_level_1_on():
+    points = torch.tensor([[2.0, 3.0]] * 12 + [[30.0, 40.0]] * 4)
+    uniform = torch.full((1, 1, 64, 64), 16 / 64**2)
+    metric = CountingMetrics()
+    metric.update(torch.tensor([0]), uniform, [points])
+    summary = summarise_counts(metric.compute(), repeats=0)
+    assert summary["mae"] == summary["game0"] == 0
+    # 12 in the first quarter and 4 in the second, where 4 each were spread; then 1 of each of 16, and 0.25 of 64.
+    assert [summary[f"game{level}"] for level in (1, 2, 3)] == [8 + 0 + 4 + 4, 11 + 3 + 14, 11.75 + 3.75 + 15.5]
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_sums_of_half_precision_are_exact(half):
+    # 270,000.75 is beyond float16; bfloat16 rounds a sum of 128 to 256 to whole numbers.
+    for value, shape in ((3.0, (300, 300)), (0.005859375, (128, 235))):
+        density = torch.full((1, 1, *shape), value, dtype=half)
+        density[0, 0, 0, 0] += 0.75
+        metric = CountingMetrics()
+        with torch.autocast("cpu", dtype=half):
+            metric.update(torch.tensor([0]), density, [torch.zeros(0, 2)])
+        table = metric.compute()
+        assert table["predicted_count"].item() == density.double().sum().item()
+        assert table["predicted_count"].dtype == torch.float64
+
+
 def test_outside_valid_nothing_counts():
     prediction, points, density, peaks = draw()
     valid = torch.zeros_like(density, dtype=torch.bool)

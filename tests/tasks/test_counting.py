@@ -79,6 +79,19 @@ def test_the_scale_is_divided_out_once() -> None:
     torch.testing.assert_close(CountingTask(Linear(), density_scale=250.0, **PLAIN)(data), plain / 250)
 
 
+def test_the_scale_is_a_unit_and_changes_no_number_of_cells() -> None:
+    data = [batch(seed=number, count=1) for number in range(10)]
+    found = []
+    for scale in (1.0, 1000.0):
+        network = Linear(weight=0.02 * scale, bias=0.013 * scale)
+        task = CountingTask(network, loss=CountL1(), density_scale=scale, **PLAIN)
+        logged = trainer().validate(task, loader(data), verbose=False)[0]
+        assert task.interval is not None
+        found.append([*logged.values(), task.interval.quantile, task.training_loss(data[0]).item()])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)  # float32
+    assert found[0][0] > 1
+
+
 def test_training_loss_is_the_formula_where_valid() -> None:
     data = batch()
     output = (0.3 * (data["image"] - 0.5) / 0.25 + 0.1).double()[..., :-1]
@@ -150,6 +163,30 @@ def test_loss_and_density_are_single_precision_under_autocast() -> None:
     assert losses[0].dtype == torch.float32
     # bfloat16 arithmetic of the loss would be wrong by 4e-3.
     assert losses[0].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_counts_are_exact_under_autocast(half: torch.dtype) -> None:
+    """Sums in bfloat16 would be wrong by up to half a cell, and beyond 65,504 those in float16 are infinite."""
+    torch.manual_seed(0)
+    data = batch(count=1)
+    network = nn.Conv2d(1, 1, 3, padding=1)
+    nn.init.constant_(network.bias, 191.0)  # type: ignore[arg-type]
+    task = CountingTask(network, CountL1(), density_scale=1000.0, test_time_augmentation=False, **PLAIN)
+    with torch.autocast("cpu", half):
+        output = task.output(data["image"])
+        density, tiled, loss = task(data["image"]), task.image_density(data["image"][0]), task.training_loss(data)
+    assert output.dtype == half
+    assert density.dtype == tiled.dtype == loss.dtype == torch.float32
+    exact = output.double()
+    assert exact.sum() > 1.5e5
+    assert density.double().sum().item() == pytest.approx(exact.sum().item() / 1000, rel=1e-6)
+    assert tiled.double().sum().item() == pytest.approx(exact.sum().item() / 1000, rel=1e-6)
+    error = exact[..., :-1].sum().item() / 1000 - len(data["points"][0])
+    assert loss.item() == pytest.approx(error, rel=1e-5)
+    if half == torch.bfloat16:  # Lightning has no mixed float16 on processors
+        logged = trainer(precision="bf16-mixed").validate(task, loader([data]), verbose=False)[0]
+        assert logged["val_mae"] == logged["val_bias"] == pytest.approx(error, rel=1e-6)
 
 
 @pytest.mark.parametrize("make", [lambda: FCRNA(1), lambda: UNet(1, channels=(4, 8))])
