@@ -34,6 +34,7 @@ from biocnn.errors import DataError
 
 Floats = NDArray[np.float64]
 UNITS = ("um", "px")
+_NEAR = 1e-6  # of the unit; a path that ends this near to a node ends there
 
 
 def new_graph(spacing: Sequence[float] | None = None, dimensions: int = 2) -> nx.MultiGraph:
@@ -87,7 +88,7 @@ def add_segment(
         raise DataError(f"radius: expected shape ({len(points)},), a number for each point, received {widths.shape}.")
     for node, point in ((start, points[0]), (end, points[-1])):
         position = np.asarray(graph.nodes[node]["position"])
-        if not np.allclose(position, point, rtol=0, atol=1e-6):
+        if not np.abs(position - point).max() <= _NEAR:
             raise DataError(f"path: expected to lead to node {node} at {position}, received {point}.")
     steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
     return int(
@@ -147,21 +148,28 @@ def merge_chains(graph: nx.MultiGraph) -> nx.MultiGraph:
     for u, v, data in graph.edges(data=True):
         result.add_edge(u, v, **data)
     for node in sorted(graph.nodes, reverse=True):
-        edges = list(result.edges(node, keys=True, data=True))
-        if len(edges) != 2 or any(u == v for u, v, *_ in edges):
-            continue  # two edges: a self-loop is listed once, and is a ring
-        (_, first, _, one), (_, last, _, other) = edges
-        ways = [path_from(one, node)[::-1], path_from(other, node)]
-        radii = [
-            one["radius"][::-1] if one["start"] == node else one["radius"],
-            other["radius"] if other["start"] == node else other["radius"][::-1],
-        ]
-        lengths = [one["length"], other["length"]]
-        score = float(np.average([one["score"], other["score"]], weights=lengths if sum(lengths) else None))
-        result.remove_node(node)
-        path = np.concatenate([ways[0], ways[1][1:]])
-        add_segment(result, first, last, path, np.concatenate([radii[0], radii[1][1:]]), score)
+        # A ring of its own has its one segment listed once, so there are two of them only on a way through.
+        if result.degree(node) == 2 and len(result.edges(node)) == 2:
+            join_at(result, node)
     return result
+
+
+def join_at(graph: nx.MultiGraph, node: int) -> tuple[int, int]:
+    """Replace, in the graph itself, a node that two segments meet at by one longer segment, and return its nodes.
+
+    The score of the segment is the mean of its parts by length.
+    """
+    (_, first, one), (_, last, other) = graph.edges(node, data=True)
+    parts = [one, other]
+    # Both away from the node; the first is then turned.
+    paths = [path_from(data, node) for data in parts]
+    radii = [data["radius"] if data["start"] == node else data["radius"][::-1] for data in parts]
+    lengths = [data["length"] for data in parts]
+    score = float(np.average([data["score"] for data in parts], weights=lengths if sum(lengths) else None))
+    graph.remove_node(node)
+    path = np.concatenate([paths[0][::-1], paths[1][1:]])
+    add_segment(graph, first, last, path, np.concatenate([radii[0][::-1], radii[1][1:]]), score)
+    return int(first), int(last)
 
 
 def resampled(graph: nx.MultiGraph, step: float) -> nx.MultiGraph:

@@ -3,9 +3,8 @@
 import heapq
 
 import networkx as nx
-import numpy as np
 
-from biocnn.data.graphs import add_segment, merge_chains, path_from, total_length
+from biocnn.data.graphs import join_at, merge_chains, total_length
 
 
 def prune_spurs(graph: nx.MultiGraph, shortest: float | None = None) -> nx.MultiGraph:
@@ -39,7 +38,7 @@ def prune_spurs(graph: nx.MultiGraph, shortest: float | None = None) -> nx.Multi
             continue
         result.remove_node(end)
         if result.degree(branch) == 2 and branch not in result[branch]:
-            for node in _join(result, branch):
+            for node in join_at(result, branch):
                 if (longer := _spur_length(result, node)) is not None:
                     heapq.heappush(spurs, (longer, node))
     return result
@@ -51,18 +50,6 @@ def _spur_length(graph: nx.MultiGraph, node: int) -> float | None:
         return None
     ((_, other, length),) = graph.edges(node, data="length")
     return float(length) if graph.degree(other) > 2 else None
-
-
-def _join(graph: nx.MultiGraph, node: int) -> tuple[int, int]:
-    """Replace a node and its two segments by one segment; return the ends of that."""
-    (_, first, one), (_, last, other) = graph.edges(node, data=True)
-    before, after = path_from(one, node)[::-1], path_from(other, node)[1:]
-    radii = [data["radius"] if data["start"] == node else data["radius"][::-1] for data in (one, other)]
-    score = (one["score"] * one["length"] + other["score"] * other["length"]) / (one["length"] + other["length"])
-    graph.remove_node(node)
-    radius = np.concatenate([radii[0][::-1], radii[1][1:]])
-    add_segment(graph, first, last, np.concatenate([before, after]), radius, score)
-    return first, last
 
 
 def drop_small(graph: nx.MultiGraph, shortest: float) -> nx.MultiGraph:
