@@ -10,7 +10,7 @@ Score the test set once; the checkpoint knows its network, scale and interval:
     python pipelines/counting.py test --ckpt_path RUN/checkpoints/best.ckpt --data.root DIR --data.manifest vgg_cells
 Count images without dots, and the regions of a GeoJSON or ImageJ file in each of them:
     python pipelines/counting.py predict --ckpt_path RUN/checkpoints/best.ckpt --data.images 'lab/*.tif' \
-        --data.rois regions.geojson
+        --rois regions.geojson
 
 DIR holds the files of the manifest. Every run writes into a folder RUN below runs/counting and nowhere else: from
 `test` and `predict` a table with a count and its interval in each row, density maps, points and overlays of all images.

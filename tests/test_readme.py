@@ -18,6 +18,7 @@ from PIL import Image
 from biocnn.cli import _parser, main
 from biocnn.data.manifest import load_manifest
 from tests.data.drawn import save, vessels
+from tests.data.drawn_cells import cells, dots
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,12 +29,16 @@ SHORT_FIT = {
         "--model.network",
         '{"class_path": "biocnn.networks.SmallDenseNet", "init_args": {"layers": [0, 1], "growth_rate": 4}}',
     ],
+    "pipelines/counting.py": [
+        *("--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1", "--data.tiles_per_epoch", "10"),
+        *("--data.batch_size", "2", "--model.network.init_args.channels", "[4, 8]"),
+    ],
     "pipelines/tubularity.py": [
         *("--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1", "--data.tiles_per_epoch", "10"),
         *("--data.batch_size", "2", "--model.network.init_args.channels", "[4, 8]"),
     ],
 }
-JOBS = ("pcam", "tubularity")
+JOBS = ("pcam", "tubularity", "counting")
 SHORT = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 
 
@@ -50,7 +55,7 @@ def test_the_readme_has_the_commands_that_are_run_here() -> None:
     first_words = [" ".join(shlex.split(command)[:2]) for command in commands()]
     assert set(first_words) == {
         *("make quickstart", "make test", "biocnn data"),
-        *(f"python pipelines/{name}.py" for name in ("pcam", "tubularity", "ridge_filters")),
+        *(f"python pipelines/{name}.py" for name in ("pcam", "tubularity", "ridge_filters", "counting")),
     }
     verbs = {
         shlex.split(command)[2] for command in commands() if not command.startswith(("make", "python pipelines/ridge"))
@@ -85,6 +90,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pcam: Callab
         save(tmp_path / "vessels" / split / "images" / f"{number}.png", np.repeat(image[..., None], 3, 2))
         save(tmp_path / "vessels" / split / "masks" / f"{number}.png", mask.astype(np.uint8) * 255)
     save(tmp_path / "lab" / "new.tif", np.repeat(vessels(77, 150, 170)[0][..., None], 3, 2))
+    for number, split in enumerate(["train"] * 3 + ["valid"] * 2 + ["test"] * 2):
+        image, points = cells(number, 12, 96, 112)
+        save(tmp_path / "cells" / split / "images" / f"{number}.png", image)
+        save(tmp_path / "cells" / split / "points" / f"{number}.png", dots(points, 96, 112))
+    save(tmp_path / "dish" / "new.tif", cells(77, 9, 120, 100)[0])
+    square = {"type": "Polygon", "coordinates": [[[10, 10], [60, 10], [60, 60], [10, 60], [10, 10]]]}
+    (tmp_path / "regions.geojson").write_text(json.dumps({"type": "Feature", "geometry": square}))
     (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -128,7 +140,7 @@ def test_every_command_works_in_the_order_of_the_readme(
             assert main(arguments) == expected, capsys.readouterr()
         if arguments[1] == "test":
             notebook_predicts(workplace, job)
-    made = {"DIR", "lab", "mydata", "patches", "pipelines", "runs", "vessels"}
+    made = {"DIR", "cells", "dish", "lab", "mydata", "patches", "pipelines", "regions.geojson", "runs", "vessels"}
     assert {path.name for path in workplace.iterdir()} == made
     assert_run_folder_is_as_described(workplace)
 
@@ -138,12 +150,16 @@ def notebook_predicts(workplace: Path, job: str) -> None:
     random = np.random.default_rng(0)
     names = {
         "patches": random.integers(0, 255, (4, 96, 96, 3), dtype=np.uint8),
-        "image": random.integers(0, 255, (70, 90, 3), dtype=np.uint8),
+        "image": random.integers(0, 255, (70, 90, 1 if job == "counting" else 3), dtype=np.uint8),
     }
     exec(code.replace("RUN", newest_run(workplace, job)), names)
     if job == "pcam":
         assert names["probability"].shape == (4,)
         assert names["called"].dtype == bool
+    elif job == "counting":
+        assert names["count"].low <= max(names["count"].cells, 0)
+        assert names["density"].shape == (70, 90)
+        assert names["points"].shape[1] == 2
     else:
         assert names["tubularity"].shape == names["mask"].shape == (70, 90)
         assert names["mask"].dtype == bool

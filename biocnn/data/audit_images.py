@@ -20,9 +20,10 @@ from biocnn.data.findings import (
     shared_groups,
     split_findings,
 )
-from biocnn.data.image_headers import Header, read_header, read_mask, read_pixels, read_points
+from biocnn.data.image_headers import Header, pixel_size_um, read_header, read_mask, read_pixels
 from biocnn.data.manifest import ImageFiles, Manifest, Split, group_of, match_files, split_files
 from biocnn.data.patches import HASH_BYTES
+from biocnn.data.points import POINT_SUFFIXES, read_annotation
 from biocnn.data.verify import Progress
 from biocnn.errors import DataError
 
@@ -115,7 +116,7 @@ def _check_headers(manifest: Manifest, files: list[ImageFiles], report: _Report)
     unreadable = []
     for file in files:
         for path in (file.image, file.mask, file.valid, file.points):
-            if path is None or path.suffix.lower() == ".csv":
+            if path is None or path.suffix.lower() in POINT_SUFFIXES:
                 continue
             try:
                 headers[path] = read_header(path)
@@ -198,7 +199,7 @@ class _Targets:
         self.values: Counter[float] = Counter()
         self.unknown: list[Path] = []
         self.empty: list[Path] = []
-        self.outside: list[Path] = []
+        self.unusable: list[str] = []
         self.counts: list[int] = []
         self.foreground, self.pixels = 0, 0
 
@@ -216,12 +217,18 @@ class _Targets:
             if inside == 0:
                 self.empty.append(file.mask)
         if file.points is not None:
-            points = read_points(file.points)
-            self.counts.append(len(points))
-            if len(points) == 0:
-                self.empty.append(file.points)
-            elif (points < -0.5).any() or (points > np.array(size) - 0.5).any():
-                self.outside.append(file.points)
+            self._look_at_points(file.image, file.points, (size[0], size[1]))
+
+    def _look_at_points(self, image: Path, path: Path, size: tuple[int, int]) -> None:
+        manifest = self.manifest
+        try:
+            points = read_annotation(path, size, manifest.points, manifest.pixel_size_um or pixel_size_um(image))
+        except DataError as error:
+            self.unusable.append(str(error))
+            return
+        self.counts.append(len(points))
+        if len(points) == 0:
+            self.empty.append(path)
 
     def report(self, report: _Report) -> str:
         """Add what was found, and return the summary for the table."""
@@ -236,7 +243,8 @@ class _Targets:
             )
         elif self.values and self.manifest.mask_values is None:
             report.add("info", f"masks have the values {listed(sorted(self.values))}; name them in mask_values")
-        report.each("error", "point tables have points outside their image; are row and column swapped?", self.outside)
+        if self.unusable:
+            report.add("error", f"{len(self.unusable):,} files of points cannot be used: {listed(self.unusable)}")
         report.each("warning", "masks hold no foreground or tables no point", self.empty)
         if self.pixels:
             return f"foreground {100 * self.foreground / self.pixels:.1f} %"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from pytorch_lightning.utilities import rank_zero_info
 
 from biocnn.data.augmentation import Augmentation, TileAugmentation
@@ -12,9 +13,9 @@ from biocnn.data.dataset import Batch, BatchDataset
 from biocnn.data.fingerprint import ImageFingerprint, choose_serving
 from biocnn.data.image_sets import MAX_BYTES, deal, draw
 from biocnn.data.image_splits import ImageSplits, check_counts, check_fold
-from biocnn.data.point_fingerprint import point_fingerprint
+from biocnn.data.point_fingerprint import point_fingerprint, share_beyond
 from biocnn.data.point_images import PointImages, check_content, read_split
-from biocnn.data.point_tiles import PointTiles, WholePointImages, widths_of
+from biocnn.data.point_tiles import PointTiles, WholePointImages, Widths, widths_of
 from biocnn.data.whole_images import trained_on
 
 
@@ -33,6 +34,9 @@ class CountingDataModule(DataModule):
             the images once, and at least 8 batches, when None.
         sigma: standard deviation of the kernels in pixels.
         sigma_um: the same in micrometres, for images of known pixel size, instead of `sigma`.
+        neighbours: instead of both, widths of 0.3 times the mean distance of each point to so many nearest neighbours,
+            1 to 15 px; see :func:`biocnn.data.density.kernel_widths`. For crowds whose cells differ in size; `sigma`
+            becomes their median in the training set, by which peaks are told.
         training_images: when given, so many images are drawn by `seed` from train and valid together to train on; see
             :func:`biocnn.data.image_sets.draw`.
         valid_images: so many of the others to validate on; all of them when None.
@@ -58,6 +62,7 @@ class CountingDataModule(DataModule):
         tiles_per_epoch: int | None = None,
         sigma: float | None = None,
         sigma_um: float | None = None,
+        neighbours: int | None = None,
         training_images: int | None = None,
         valid_images: int | None = None,
         folds: int | None = None,
@@ -74,6 +79,7 @@ class CountingDataModule(DataModule):
         check_counts(
             tile_size=tile_size,
             tiles_per_epoch=tiles_per_epoch,
+            neighbours=neighbours,
             training_images=training_images,
             valid_images=valid_images,
         )
@@ -83,8 +89,8 @@ class CountingDataModule(DataModule):
         for name, value in {"sigma": sigma, "sigma_um": sigma_um}.items():
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, received {value}.")
-        if sigma is not None and sigma_um is not None:
-            raise ValueError(f"Give either sigma or sigma_um, received sigma={sigma} and sigma_um={sigma_um}.")
+        if (sigma, sigma_um, neighbours).count(None) < 2:
+            raise ValueError(f"Give one of sigma, sigma_um and neighbours, received {sigma}, {sigma_um}, {neighbours}.")
         self._splits: ImageSplits[PointImages] = ImageSplits(
             root,
             manifest,
@@ -95,7 +101,7 @@ class CountingDataModule(DataModule):
         self.root, self.manifest, self.manifest_argument = self._splits.root, self._splits.manifest, manifest
         self.augmentation = TileAugmentation() if augmentation is None else augmentation
         self.tile_size, self.tiles_per_epoch, self.sigma, self.sigma_um = tile_size, tiles_per_epoch, sigma, sigma_um
-        self.training_images, self.valid_images = training_images, valid_images
+        self.neighbours, self.training_images, self.valid_images = neighbours, training_images, valid_images
         self.folds, self.fold, self.images, self.rois = folds, fold, images, rois
         self._batch_size_given = batch_size is not None
 
@@ -135,14 +141,21 @@ class CountingDataModule(DataModule):
         self.tile_size, self.tiles_per_epoch = chosen.tile_size, chosen.tiles_per_epoch
         self.batch_size = chosen.batch_size
         lines = [*found.lines(), *chosen.lines]
-        if self.sigma is None and self.sigma_um is None:
+        if (self.sigma, self.sigma_um, self.neighbours) == (None, None, None):
             self.sigma = found.sigma
             lines.append(f"data.sigma: {self.sigma:g} px ({found.sigma_reason})")
+        widths = self.widths(images)
+        if self.neighbours is not None:
+            every = np.concatenate(widths)
+            self.sigma = round(float(np.median(every)), 2)
+            lines.append(
+                f"data.neighbours: kernels of {every.min():.2f} to {every.max():.2f} px, median {self.sigma:g}"
+            )
         for line in lines:
             rank_zero_info(line)
         return PointTiles(
             images,
-            self.widths(images),
+            widths,
             chosen.tile_size,
             chosen.tiles_per_epoch,
             self.augmentation,
@@ -150,7 +163,7 @@ class CountingDataModule(DataModule):
             self.seed,
         )
 
-    def widths(self, images: PointImages) -> list[float]:
+    def widths(self, images: PointImages) -> list[Widths]:
         """Standard deviation of the kernels of every image, px; see :func:`biocnn.data.point_tiles.widths_of`.
 
         What was given or chosen, else that of the training, which the task remembers from its checkpoint.
@@ -158,10 +171,10 @@ class CountingDataModule(DataModule):
         Raises:
             DataError: if neither is known; or it is in micrometres and an image has no pixel size.
         """
-        if (self.sigma, self.sigma_um) != (None, None):
-            return widths_of(images, self.sigma, self.sigma_um)
+        if (self.sigma, self.sigma_um, self.neighbours) != (None, None, None):
+            return widths_of(images, self.sigma, self.sigma_um, self.neighbours)
         stored = trained_on(self.trainer)
-        return widths_of(images, stored.get("sigma"), stored.get("sigma_um"))
+        return widths_of(images, stored.get("sigma"), stored.get("sigma_um"), stored.get("neighbours"))
 
     def dataset(self, split: str) -> BatchDataset:
         """The data set of a split that `setup` has opened."""
@@ -174,10 +187,16 @@ class CountingDataModule(DataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Images become float32 (B, C, H, W), on the device; the range of the training set becomes 0..1.
 
+        Whole images that are not uint8 get ``beyond``, for each the share of its pixels that is cut by that; see
+        :func:`biocnn.data.point_fingerprint.share_beyond`.
+
         Raises:
             DataError: if that range is not known: images are not uint8, and neither was this datamodule set up to
                 fit nor does the task remember it from its checkpoint.
         """
+        if batch.get("unscaled", False):
+            limits = self._splits.intensity_range(self.trainer)
+            batch = {**batch, "beyond": [share_beyond(image, limits) for image in batch["image"].movedim(1, -1)]}
         return self._splits.to_unit_range(batch, self.trainer)
 
     def points(self, split: str) -> PointImages:
@@ -194,16 +213,6 @@ class CountingDataModule(DataModule):
 
     def describe(self) -> dict[str, Any]:
         """Name, sizes, split hash, fingerprint and how the data were served; plain values."""
-        return {
-            **self._splits.describe(),
-            "sigma": self.sigma,
-            "sigma_um": self.sigma_um,
-            "tile_size": self.tile_size,
-            "batch_size": self.batch_size,
-            "tiles_per_epoch": self.tiles_per_epoch,
-            "training_images": self.training_images,
-            "valid_images": self.valid_images,
-            "folds": self.folds,
-            "fold": self.fold,
-            "seed": self.seed,
-        }
+        widths = ("sigma", "sigma_um", "neighbours")
+        served = ("tile_size", "batch_size", "tiles_per_epoch", "training_images", "valid_images", "folds", "fold")
+        return {**self._splits.describe(), **{name: getattr(self, name) for name in (*widths, *served, "seed")}}

@@ -13,6 +13,7 @@ from biocnn.data.hdf5 import array_header
 from biocnn.data.image_headers import IMAGE_SUFFIXES, Header, pixel_size_um, read_header, read_mask
 from biocnn.data.manifest import SPLITS, Manifest, load_manifest, match_files, natural_key
 from biocnn.data.patches import read_meta_column
+from biocnn.data.points import POINT_SUFFIXES
 from biocnn.errors import DataError, DatasetNotFoundError, ManifestError
 from biocnn.files import write_text
 
@@ -56,8 +57,8 @@ def draft_manifest(folder: str | Path) -> Draft:
     """Look at a folder of data and write ``<name>.yaml`` into it, a manifest to be checked by hand.
 
     Recognised are HDF5 patches in the PCam layout; images with masks in sister folders, or beside them with
-    another ending; images with dot images or tables of points. Split folders called train, valid (val,
-    validation) and test are used; otherwise everything is `train`.
+    another ending; images with dot images, tables of points, or points of QuPath or ImageJ. Split folders called
+    train, valid (val, validation) and test are used; otherwise everything is `train`.
 
     Args:
         folder: with the data; its name becomes the name of the data set.
@@ -137,9 +138,9 @@ def _find_patches(folder: Path) -> _Layout | None:
     return _Layout("patches-hdf5", ordered, "Kind patches-hdf5: there are *_x.h5 files with *_y.h5 beside them.")
 
 
-def _images_in(folder: Path) -> list[Path]:
+def _files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(
-        (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."),
+        (path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != "."),
         key=lambda path: natural_key(path.name),
     )
 
@@ -162,8 +163,8 @@ def _find_sister_folders(folder: Path) -> _Layout | None:
         partner = points or (below[names[0]] if names else None)
         if images is None or partner is None:
             continue
-        tables = sorted(partner.glob("*.csv"))
-        patterns = _pair_patterns(folder, _images_in(images), _images_in(partner) or tables)
+        partners = _files_in(partner, IMAGE_SUFFIXES) or _files_in(partner, POINT_SUFFIXES)
+        patterns = _pair_patterns(folder, _files_in(images, IMAGE_SUFFIXES), partners)
         if patterns is not None:
             part, kind = ("points", "image-points") if points else ("masks", "image-mask")
             splits[split] = {"images": patterns[0], part: patterns[1]}
@@ -173,15 +174,15 @@ def _find_sister_folders(folder: Path) -> _Layout | None:
 
 
 def _find_endings(folder: Path) -> _Layout | None:
-    """Images and annotations in one folder, told apart by their endings: cell/dots, _mask, _points.csv."""
+    """Images and annotations in one folder, told apart by their endings: cell/dots, _mask, _points.geojson."""
     splits: dict[str, dict[str, str]] = {}
     kind = ""
     for split, root in _split_roots(folder).items():
-        files = [*_images_in(root), *sorted(root.glob("*.csv"))]
+        images, others = _files_in(root, IMAGE_SUFFIXES), _files_in(root, POINT_SUFFIXES)
         for word, candidate in (("dots", "image-points"), ("points", "image-points"), ("mask", "image-mask")):
-            partners = [path for path in files if path.stem.lower().endswith(word)]
-            images = [path for path in files if path not in partners and path.suffix != ".csv"]
-            patterns = _pair_patterns(folder, images, partners)
+            partners = [path for path in (*images, *others) if path.stem.lower().endswith(word)]
+            rest = [path for path in images if path not in partners]
+            patterns = _pair_patterns(folder, rest, partners)
             if patterns is not None:
                 kind = candidate
                 part = "masks" if kind == "image-mask" else "points"

@@ -3,7 +3,6 @@
 Arrays are (rows, columns) or (rows, columns, channels), in the dtype of the file.
 """
 
-import csv
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,10 +13,9 @@ from biocnn.data.image_files import open_sources
 from biocnn.data.images import read_image, read_mask, size_in_plane
 from biocnn.errors import BiocnnError, DataError
 
-__all__ = ["IMAGE_SUFFIXES", "Header", "pixel_size_um", "read_header", "read_mask", "read_pixels", "read_points"]
+__all__ = ["IMAGE_SUFFIXES", "Header", "pixel_size_um", "read_header", "read_mask", "read_pixels"]
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".gif", ".bmp")
-_ROW_NAMES, _COLUMN_NAMES = ("row", "y", "axis-0"), ("column", "col", "x", "axis-1")
 
 
 @dataclass(frozen=True)
@@ -68,47 +66,6 @@ def read_pixels(path: Path) -> np.ndarray:
         DataError: if the file cannot be decoded.
     """
     return read_image(path).array
-
-
-def read_points(path: Path) -> np.ndarray:
-    """Points of a dot image or of a table.
-
-    A dot pixel is one above half the largest value of the image; above 127 in a JPEG, whose compression leaves
-    faint traces. Touching dots count one by one. A table is a CSV with a column ``row`` (or ``y``) and a column
-    ``column`` (or ``x``).
-
-    Args:
-        path: image or ``.csv`` file.
-
-    Returns:
-        (N, 2) float64, row and column in pixels.
-
-    Raises:
-        DataError: if the file cannot be read or has no such columns.
-    """
-    if path.suffix.lower() == ".csv":
-        return _read_table(path)
-    dots = read_pixels(path)
-    if dots.ndim == 3:
-        dots = dots.max(axis=2)  # the colour of a dot does not matter
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        return np.argwhere(dots > 127).astype(np.float64)
-    return np.argwhere(dots > dots.max(initial=0) / 2).astype(np.float64)
-
-
-def _read_table(path: Path) -> np.ndarray:
-    with open(path, newline="", encoding="utf-8-sig") as handle:
-        rows = csv.reader(handle)
-        header = [name.strip().lower() for name in next(rows, [])]
-        row = next((header.index(name) for name in _ROW_NAMES if name in header), None)
-        column = next((header.index(name) for name in _COLUMN_NAMES if name in header), None)
-        if row is None or column is None:
-            raise DataError(f"{path} has the columns {header}; expected `row` and `column`, or `y` and `x`.")
-        try:
-            points = [(float(cells[row]), float(cells[column])) for cells in rows if cells]
-        except (ValueError, IndexError) as error:
-            raise DataError(f"{path}: line {rows.line_num} holds no point ({error}).") from error
-    return np.array(points, np.float64).reshape(-1, 2)
 
 
 def pixel_size_um(path: Path) -> tuple[float, float] | None:

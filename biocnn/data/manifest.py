@@ -145,6 +145,17 @@ class ImageFormat(_Strict):
     width: int | None = Field(default=None, gt=0)
 
 
+class PointFormat(_Strict):
+    """How the files of points of the data set are to be read (``image-points``); see `biocnn.data.points`."""
+
+    unit: Literal["pixel", "um"] = "pixel"
+    """Of the coordinates in tables: ``um`` for micrometres, which needs the pixel size."""
+    duplicates: Literal["refuse", "keep", "drop"] = "refuse"
+    """What to do with points at exactly the same place."""
+    threshold: float | None = None
+    """Dots of dot images are above it; half of the largest value when left out, 127 in a JPEG."""
+
+
 _TARGETS: Mapping[str, str] = {"patches-hdf5": "labels", "image-mask": "masks", "image-points": "points"}
 
 
@@ -173,6 +184,7 @@ class Manifest(_Strict):
     pixel_size_um: tuple[float, float] | None = None
     """Micrometres per pixel, row then column."""
     image: ImageFormat = ImageFormat()
+    points: PointFormat = PointFormat()
     image_key: str = "x"
     label_key: str = "y"
     label_column: str | None = None

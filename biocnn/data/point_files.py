@@ -88,6 +88,11 @@ def read_table(path: Path, pixel_size_um: tuple[float, float] | None = None) -> 
 
 
 def _find_columns(path: Path, header: list[str]) -> tuple[int, int]:
+    if "shape-type" in header or "vertex-index" in header:
+        raise DataError(
+            f"{path} has the columns {header}: the corners of shapes of napari, which are no cells. Save a points "
+            "layer, with one point per cell."
+        )
     if "axis-2" in header:
         raise DataError(
             f"{path} has the columns {header}: points in a stack, with three axes. Save the points of one plane, as "
@@ -107,7 +112,7 @@ def _find_columns(path: Path, header: list[str]) -> tuple[int, int]:
 def _check_planes(path: Path, planes: set[str]) -> None:
     if len(planes) > 1:
         raise DataError(
-            f"{path} has points in {len(planes)} planes of a stack ({listed(sorted(planes))}), expected one image. "
+            f"{path} has marks in {len(planes)} planes of a stack ({listed(sorted(planes))}), expected one image. "
             "Save one file per plane."
         )
 
@@ -140,11 +145,14 @@ def read_shapes(path: Path) -> list[Shape]:
 
     Raises:
         DatasetNotFoundError: if there is no such file.
-        DataError: if it cannot be read; or, for ImageJ, if the package `roifile` is missing.
+        DataError: if it cannot be read; if the shapes are in several planes of a stack; or, for ImageJ, if the package
+            `roifile` is missing.
     """
     check_file(path)
     if path.suffix.lower() in (".roi", ".zip"):
-        return [_imagej_shape(path, roi) for roi in _read_rois(path)]
+        rois = _read_rois(path)
+        _check_planes(path, set().union(*map(_planes_of, rois)))
+        return [_imagej_shape(roi) for roi in rois]
     return _read_geojson(path)
 
 
@@ -209,12 +217,19 @@ def _read_rois(path: Path) -> "list[ImagejRoi]":
     return found if isinstance(found, list) else [found]
 
 
-def _imagej_shape(path: Path, roi: "ImagejRoi") -> Shape:
+def _planes_of(roi: "ImagejRoi") -> set[str]:
+    """Slices and frames of a selection; none if it is for all of them, which ImageJ writes as 0."""
+    if roi.counter_positions is not None and (slices := {int(one) for one in roi.counter_positions if one > 0}):
+        return set(map(str, slices))
+    slice_, frame = roi.z_position or roi.position, roi.t_position
+    frames = f", frame {frame}" if frame else ""
+    return {f"{slice_}{frames}"} if slice_ or frame else set()
+
+
+def _imagej_shape(roi: "ImagejRoi") -> Shape:
     kind = roi.roitype.name
     name = roi.name or None
     if kind in IMAGEJ_POINTS:
-        if roi.counter_positions is not None:
-            _check_planes(path, {str(plane) for plane in np.unique(roi.counter_positions) if plane > 0})
         points = np.asarray(roi.coordinates(), np.float64)
         return Shape(name, kind, (points[:, ::-1],))
     if kind in IMAGEJ_AREAS:

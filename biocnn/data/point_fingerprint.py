@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
+import torch
 from pytorch_lightning.utilities import rank_zero_info
 from scipy.spatial import cKDTree
 
-from biocnn.data.fingerprint import ImageFingerprint, measure, pixels_that_count
+from biocnn.data.fingerprint import ImageFingerprint, Values, measure, pixels_that_count
 from biocnn.data.point_images import PointImages
 
 _SIGMA = (1.0, 4.0)  # px; narrower kernels are hardly learned, wider ones leave no peaks to find
@@ -29,6 +31,7 @@ class PointFingerprint(ImageFingerprint):
         points_per_pixel: of all images together.
         neighbour_distance: px, the median over all points of the distance to the nearest other one; None if no image
             has two.
+        density_largest: points per pixel of the densest image; None in a checkpoint that did not measure it yet.
     """
 
     count_mean: float
@@ -36,6 +39,16 @@ class PointFingerprint(ImageFingerprint):
     count_largest: int
     points_per_pixel: float
     neighbour_distance: float | None
+    density_largest: float | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of :meth:`to_dict`, and of what older checkpoints hold, which is less.
+
+        Raises:
+            ValueError: if another value is missing, or one is unknown.
+        """
+        return super().from_dict({"density_largest": None, **values})
 
     @property
     def sigma(self) -> float:
@@ -93,6 +106,7 @@ def point_fingerprint(images: PointImages) -> PointFingerprint:
         )
     found["std"] = tuple(max(std, least) for std in found["std"])
     counts = images.counts
+    pixels = [len(images.pixels_inside(row)) for row in range(len(images))]
     distances = [cKDTree(points).query(points, k=2)[0][:, 1] for points in images.points if len(points) > 1]
     return PointFingerprint(
         **found,
@@ -101,4 +115,22 @@ def point_fingerprint(images: PointImages) -> PointFingerprint:
         count_largest=int(counts.max()),
         points_per_pixel=float(counts.sum() / pixels_that_count(images)),
         neighbour_distance=float(np.median(np.concatenate(distances))) if distances else None,
+        density_largest=float((counts / pixels).max()),
     )
+
+
+def share_beyond(values: Values, intensity_range: tuple[float, float]) -> float:
+    """Share of pixels with a value beyond the range of the training images in any channel, which is cut where served.
+
+    Args:
+        values: (..., C), as in the file.
+        intensity_range: of the fingerprint.
+
+    Returns:
+        0 to 1; nan is not beyond.
+    """
+    # Images on the device are float32, in which the ends of the range may be other numbers.
+    low, high = (float(np.float32(bound)) for bound in intensity_range)
+    floats = values.float() if isinstance(values, torch.Tensor) else values.astype(np.float32)
+    beyond = ((floats < low) | (floats > high)).any(-1)
+    return float(beyond.sum()) / math.prod(beyond.shape)

@@ -25,7 +25,7 @@ from biocnn.data.image_sets import (
     without_nan,
 )
 from biocnn.data.manifest import ImageFiles, Manifest
-from biocnn.data.points import read_points
+from biocnn.data.points import read_annotation
 from biocnn.errors import DataError
 
 _RIM = 1e-3
@@ -71,8 +71,9 @@ def read_split(manifest: Manifest, root: str | Path, split: str, max_bytes: int 
         ManifestError: if the manifest has no such split, or a pattern is ambiguous.
         DatasetNotFoundError: if no image matches, or an image has no points or field-of-view mask.
         DataError: if a file cannot be read; an image is a stack, has another dtype or number of channels than the
-            manifest says, or NaN or infinity inside; points are masks, outside the image, there twice, or a dot image
-            of another size; no pixel is inside; or the split needs more memory than `max_bytes`.
+            manifest says, or NaN or infinity inside; points are masks, outside the image, there twice, in micrometres
+            without a pixel size, or a dot image of another size; no pixel is inside; or the split needs more memory
+            than `max_bytes`.
     """
     folder = Path(root)
     left_out: dict[str, int] = {}
@@ -105,11 +106,11 @@ def _read(manifest: Manifest, root: Path, split: str, file: ImageFiles, max_byte
     valid = read_valid(manifest, split, file, image, max_bytes)
     pixels = without_nan(image, planes, valid)[0]
     height, width = pixels.shape[:2]
-    points = read_points(file.points, (height, width), allow_empty=True)
+    size = pixel_size_of(image, manifest)
+    points = read_annotation(file.points, (height, width), manifest.points, size)
     points = np.clip(points, _RIM - 0.5, np.array([height, width]) - 0.5 - _RIM)
     inside = np.ones(len(points), bool) if valid is None else valid[0][tuple(pixels_of(points).T)]
     name = file.image.relative_to(root).as_posix()
-    size = pixel_size_of(image, manifest)
     part = Part(name, name, pixels, points[inside], None if valid is None else valid[0], size)
     return part, int((~inside).sum())
 

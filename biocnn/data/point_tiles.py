@@ -1,7 +1,7 @@
 """Random tiles of images with points, and whole images with points, with their density maps.
 
 Points are moved with the pixels, those that are not in the tile are dropped, and the map is made of the others last:
-so its sum is their number, however the tile is turned and scaled. The width of the kernels is the same at every scale.
+so its sum is their number, however the tile is turned and scaled. The width of a kernel is the same at every scale.
 
 Convention: pixel [r, c] covers r - 0.5 <= row < r + 0.5 and c - 0.5 <= column < c + 0.5, half-open. So a tile of T rows
 covers -0.5 <= row < T - 0.5, and tiles side by side have every point once.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from biocnn.data.augmentation import Augmentation
 from biocnn.data.dataset import Batch, BatchDataset, epoch_and_index
-from biocnn.data.density import TRUNCATE, rasterise
+from biocnn.data.density import TRUNCATE, kernel_widths, rasterise
 from biocnn.data.placement import Placement
 from biocnn.data.point_images import PointImages, pixels_of
 from biocnn.data.sampler import ItemKey
@@ -29,7 +29,11 @@ from biocnn.errors import DataError
 Points = NDArray[np.floating]
 
 
-def density_inside(points: Points, valid: NDArray[np.bool_], sigma: float) -> NDArray[np.float32]:
+Widths = float | NDArray[np.floating]
+"""Standard deviation of the kernels of an image in pixels: one number, or (n,) for each point its own."""
+
+
+def density_inside(points: Points, valid: NDArray[np.bool_], sigma: Widths) -> NDArray[np.float32]:
     """A density map whose sum over the pixels that are inside is the number of points.
 
     Kernels that reach beyond the frame are mirrored at its border, see :func:`biocnn.data.density.rasterise`; those
@@ -38,30 +42,33 @@ def density_inside(points: Points, valid: NDArray[np.bool_], sigma: float) -> ND
     Args:
         points: (n, 2) row and column, each in a pixel that is inside.
         valid: (H, W).
-        sigma: standard deviation of the kernels in pixels.
+        sigma: standard deviation of the kernels in pixels, one number or (n,).
 
     Returns:
         (H, W), 0 where `valid` is False.
     """
     if valid.all():
         return rasterise(points, (valid.shape[0], valid.shape[1]), sigma)
-    reach = int(TRUNCATE * sigma) + 2  # of a kernel, and one more pixel
+    widths = np.broadcast_to(sigma, len(points))
+    reaches = (TRUNCATE * widths).astype(int) + 2  # of a kernel, and one more pixel
     boxes = []
-    for row, column in pixels_of(points).tolist():
+    for (row, column), reach in zip(pixels_of(points).tolist(), reaches.tolist(), strict=True):
         boxes.append((slice(max(row - reach, 0), row + reach + 1), slice(max(column - reach, 0), column + reach + 1)))
     whole = np.array([valid[box].all() for box in boxes], bool)
-    density = rasterise(points[whole], (valid.shape[0], valid.shape[1]), sigma)
+    density = rasterise(points[whole], (valid.shape[0], valid.shape[1]), widths[whole])
     for number in np.flatnonzero(~whole):
         box = boxes[number]
         inside = valid[box]
         kernel = rasterise(
-            points[[number]] - [box[0].start, box[1].start], (inside.shape[0], inside.shape[1]), sigma
+            points[[number]] - [box[0].start, box[1].start], (inside.shape[0], inside.shape[1]), widths[number]
         ).astype(np.float64)
         density[box] += (kernel * inside / kernel[inside].sum()).astype(np.float32)
     return density
 
 
-def widths_of(images: PointImages, sigma: float | None, sigma_um: float | None) -> list[float]:
+def widths_of(
+    images: PointImages, sigma: float | None, sigma_um: float | None, neighbours: int | None = None
+) -> list[Widths]:
     """Standard deviation of the kernels of every image in pixels, the same along rows and columns.
 
     Args:
@@ -69,10 +76,14 @@ def widths_of(images: PointImages, sigma: float | None, sigma_um: float | None) 
         sigma: in pixels, the same for all.
         sigma_um: in micrometres, used without `sigma`. Tiles are turned, so pixels that are not square get the width
             of square ones of the same area.
+        neighbours: when given, every point has its own width, from its distances to so many nearest neighbours in its
+            image, see :func:`biocnn.data.density.kernel_widths`; the others are not used.
 
     Raises:
         DataError: if none is given, or an image has no pixel size, which micrometres need.
     """
+    if neighbours is not None:
+        return [kernel_widths(points, neighbours=neighbours)[:, 0] for points in images.points]
     if sigma is not None:
         return [sigma] * len(images)
     if sigma_um is None:
@@ -80,7 +91,7 @@ def widths_of(images: PointImages, sigma: float | None, sigma_um: float | None) 
             "The width of the kernels is not known. Give --data.sigma, or the checkpoint of a training: "
             "--ckpt_path RUN/checkpoints/best.ckpt."
         )
-    found = []
+    found: list[Widths] = []
     for name, size in zip(images.ids, images.pixel_sizes, strict=True):
         if size is None:
             raise DataError(
@@ -105,7 +116,7 @@ class PointTiles(BatchDataset):
 
     Args:
         images: at least one, none smaller than a tile.
-        widths: N standard deviations of the kernels, px.
+        widths: N standard deviations of the kernels, px; see :data:`Widths`.
         tile_size: T in pixels.
         length: items in an epoch.
         augmentation: of the tiles; they are cut upright and served as they are when None. It may turn and scale by
@@ -121,7 +132,7 @@ class PointTiles(BatchDataset):
     def __init__(
         self,
         images: PointImages,
-        widths: Sequence[float],
+        widths: Sequence[Widths],
         tile_size: int,
         length: int,
         augmentation: Augmentation | None = None,
@@ -186,11 +197,12 @@ class PointTiles(BatchDataset):
         valid = place.cut(everywhere if inside is None else inside.view(np.uint8), outside=0) != 0
         # Rounded first: what is in the tile in float64 may be on its border in float32.
         points = place.move(self.images.points[row]).astype(np.float32)
-        points = points[((points >= -0.5) & (points < self.tile_size - 0.5)).all(1)]
-        points = points[valid[tuple(pixels_of(points).T)]]
+        kept = np.flatnonzero(((points >= -0.5) & (points < self.tile_size - 0.5)).all(1))
+        kept = kept[valid[tuple(pixels_of(points[kept]).T)]]
+        points, widths = points[kept], np.broadcast_to(self.widths[row], len(points))[kept]
         return {
             "image": as_served(image.reshape(self.tile_size, self.tile_size, -1)),
-            "density": density_inside(points, valid, self.widths[row])[None],
+            "density": density_inside(points, valid, widths)[None],
             "valid": valid[None],
             "points": points,
         }
@@ -203,14 +215,14 @@ class WholePointImages(BatchDataset):
     ``points``, a list of one (n, 2) float32, and ``count`` (1,) float32.
 
     Attributes:
-        widths: N standard deviations of the kernels, px; to be set before an item is asked for.
+        widths: N standard deviations of the kernels, px, see :data:`Widths`; to be set before an item is asked for.
 
     Args:
         images: of a split.
         widths: when they are known already.
     """
 
-    def __init__(self, images: PointImages, widths: Sequence[float] | None = None) -> None:
+    def __init__(self, images: PointImages, widths: Sequence[Widths] | None = None) -> None:
         self.images, self.widths = images, widths
 
     def __len__(self) -> int:

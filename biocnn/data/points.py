@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 
 from biocnn.data.density import check_inside
 from biocnn.data.images import Image, check_finite, read_image
+from biocnn.data.manifest import PointFormat
 from biocnn.data.point_files import AREAS, POINTS, read_shapes, read_table
 from biocnn.errors import DataError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 SHAPE_SUFFIXES = (".geojson", ".json", ".roi", ".zip")
+POINT_SUFFIXES = (*TABLE_SUFFIXES, *SHAPE_SUFFIXES)
+"""Suffixes of files of points that are no dot images."""
 MAX_TOUCHING = 3
 """Largest number of dots that touch in the 200 images of VGG cells; a square of a brush has 4 pixels."""
+_FEW_DOTS = 5
+"""Of fewer dots half may touch by chance; of more, a median of 2 pixels is a brush."""
 
 Duplicates = Literal["refuse", "keep", "drop"]
 
@@ -81,6 +86,36 @@ def read_points(
     return _without_duplicates(path, points, duplicates)
 
 
+def read_annotation(
+    path: Path, shape: tuple[int, int], form: PointFormat, pixel_size_um: tuple[float, float] | None
+) -> NDArray[np.float64]:
+    """Points of an image of a data set, of which there may be none, as its manifest says to read them.
+
+    Args:
+        path: of the annotation.
+        shape: (H, W) of the image.
+        form: of the manifest.
+        pixel_size_um: micrometres per pixel of the image, row then column; None if unknown.
+
+    Raises:
+        DataError: as :func:`read_points`, and if a table is in micrometres and the pixel size is not known.
+    """
+    in_um = form.unit == "um" and path.suffix.lower() in TABLE_SUFFIXES
+    if in_um and pixel_size_um is None:
+        raise DataError(
+            f"{path} is in micrometres, as `points: {{unit: um}}` of the manifest says, and its image has no pixel "
+            "size. Write pixel_size_um into the manifest."
+        )
+    return read_points(
+        path,
+        shape,
+        threshold=form.threshold,
+        pixel_size_um=pixel_size_um if in_um else None,
+        duplicates=form.duplicates,
+        allow_empty=True,
+    )
+
+
 def _read_drawn(path: Path) -> NDArray[np.float64]:
     shapes = read_shapes(path)
     parts = [part for shape in shapes if shape.kind in POINTS for part in shape.parts]
@@ -104,8 +139,8 @@ def _without_duplicates(path: Path, points: NDArray[np.float64], duplicates: Dup
     row, column = points[again[0]]
     raise DataError(
         f"{path}: {len(again):,} of {len(points):,} points are exactly where an earlier one is, the first "
-        f"at row {row:g}, column {column:g}. Were they clicked twice? Remove them, or choose duplicates='drop' to "
-        "count each place once or 'keep' to count all."
+        f"at row {row:g}, column {column:g}. Were they clicked twice? Remove them, or write "
+        "`points: {duplicates: drop}` into the manifest to count each place once, or `keep` to count all."
     )
 
 
@@ -148,8 +183,9 @@ def _check_no_areas(path: Path, dots: NDArray[np.bool_]) -> None:
     _, _, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     sizes = statistics[1:, cv2.CC_STAT_AREA]
     solid = cv2.erode(mask, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0).any()
-    if solid or np.median(sizes) > MAX_TOUCHING:
-        blobs = sizes[sizes > MAX_TOUCHING]
+    brush = len(sizes) >= _FEW_DOTS and np.median(sizes) > 1
+    if solid or brush or np.median(sizes) > MAX_TOUCHING:
+        blobs = sizes[sizes > min(MAX_TOUCHING, sizes.max() - 1)]
         raise DataError(
             f"{path}: the annotation has {len(blobs):,} blob(s) of median {np.median(blobs):.0f} px (largest "
             f"{blobs.max():,} px): these are masks or dots of a brush, not dots. Give one pixel per cell, or a table "
@@ -163,5 +199,5 @@ def _check_stable(path: Path, values: np.ndarray, limit: float, count: int) -> N
         raise DataError(
             f"{path}: the number of dots depends on the threshold: {low:,} above {0.5 * limit:g}, {count:,} above "
             f"{limit:g}, {high:,} above {1.5 * limit:g}. Was it resized, or saved as a coloured JPEG? Save dots as "
-            "PNG, or choose the threshold."
+            "PNG, or write `points: {threshold: ...}` into the manifest."
         )

@@ -2,14 +2,15 @@
 
 import math
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from biocnn.data.fingerprint import scale
+from biocnn.data.point_fingerprint import share_beyond
 from biocnn.errors import DataError
 from biocnn.inference.peaks import find_peaks
 from biocnn.networks.resolution import output_stride_of
@@ -19,6 +20,8 @@ from biocnn.tasks.counting import CountingTask, kernel_width
 # and, where these hardly differ, in standard deviations within them.
 _MEANS, _WITHIN = 4.0, 0.25
 _CONTRAST = 3.0  # the same for the standard deviation within the image, as a factor
+_BEYOND = 0.01  # of the pixels; a few hot ones are no other exposure
+_LARGER = 1.1  # a factor on the largest training image; totals of larger ones are larger too
 _PIXEL_SIZE = 1.1  # a factor; a tenth changes the area of a cell by a fifth
 
 
@@ -81,7 +84,13 @@ def interval_note(task: CountingTask) -> str:
         return "no interval: the checkpoint has not been validated"
     if not task.interval_fits:
         return "no interval: it was fitted for another way to predict; run `test` once"
-    return "" if not task.interval.note else f"no interval: {task.interval.note}"
+    return "" if not task.interval.note else f"no interval: {interval_reason(task)}"
+
+
+def interval_reason(task: CountingTask) -> str:
+    """Why the interval of a task is infinite; empty if it is not, or was not fitted."""
+    note = "" if task.interval is None else task.interval.note
+    return f"{note} (of each group one image is taken)" if note and task.interval_per_group else note
 
 
 def flags_of(
@@ -90,8 +99,12 @@ def flags_of(
     image: NDArray[np.floating],
     pixel_size_um: Sequence[float] | None = None,
     valid: NDArray[np.bool_] | None = None,
+    beyond: float = 0.0,
 ) -> list[str]:
     """What makes a count doubtful, in words; empty if nothing does.
+
+    Many cells are many in an image about as large as those of the training, or a smaller one, when there are more than
+    in any of these; in an image of any size when they are denser, by more than one cell.
 
     Args:
         task: that made it, with what it knows of its training set.
@@ -99,21 +112,38 @@ def flags_of(
         image: (H, W, C) on the scale of the training, 0..1.
         pixel_size_um: of the image, row and column.
         valid: (H, W), where pixels count.
+        beyond: share of the pixels that were cut to that scale, :func:`biocnn.data.point_fingerprint.share_beyond`.
     """
     data = task.data_description
     found = data.get("fingerprint") or {}
     flags = []
     if count < 0:
         flags.append("count below zero")
-    largest = found.get("count_largest")
-    if largest is not None and count > largest:
-        flags.append(f"more cells than in any training image ({largest})")
+    pixels = image.reshape(-1, image.shape[-1]) if valid is None else image[valid]
+    flags += _many(count, len(pixels), found)
+    if found and beyond > _BEYOND:
+        low, high = found["intensity_range"]
+        flags.append(f"{100 * beyond:.0f} % of the pixels beyond the training images ({low:g} to {high:g})")
     if found:
-        pixels = image.reshape(-1, image.shape[-1]) if valid is None else image[valid]
         flags += _unlike(pixels, found)
     flags += _other_size(pixel_size_um, data.get("pixel_size_um"))
     if note := interval_note(task):
         flags.append(note)
+    return flags
+
+
+def _many(count: float, pixels: int, found: Mapping[str, Any]) -> list[str]:
+    """Flags of a count in so many pixels that is more than a fingerprint has seen."""
+    flags = []
+    most, densest = found.get("count_largest"), found.get("density_largest")
+    size = found.get("size_largest", (math.inf, 1))
+    if most is not None and count > most and pixels <= _LARGER * size[0] * size[1]:
+        flags.append(f"more cells than in any training image ({most})")
+    if densest is not None and count > densest * pixels + 1:
+        flags.append(
+            f"denser than any training image ({1e4 * count / pixels:.3g} cells per 100x100 px, there at most "
+            f"{1e4 * densest:.3g})"
+        )
     return flags
 
 
@@ -192,6 +222,22 @@ class Counter:
     def count(self, image: np.ndarray) -> Count:
         """Count, lower and upper end of its interval; arguments and errors as for :meth:`density`."""
         return count_of(self.task, self.density(image))
+
+    def flags(self, image: np.ndarray, pixel_size_um: Sequence[float] | None = None) -> list[str]:
+        """What makes the count of an image doubtful, in words, see :func:`flags_of`; empty if nothing does.
+
+        Args:
+            image: as for :meth:`density`.
+            pixel_size_um: of the image, row and column; taken to be that of the training when None.
+
+        Raises:
+            DataError: as for :meth:`density`.
+        """
+        count, picture = self.count(image).cells, np.moveaxis(self._prepare(np.asarray(image)), 0, 2)
+        values = scale(picture, (0.0, 255.0)) if picture.dtype == np.uint8 else picture
+        raw = np.asarray(image).reshape(picture.shape)
+        size = self.pixel_size_um if pixel_size_um is None else pixel_size_um
+        return flags_of(self.task, count, values, size, beyond=share_beyond(raw, self._range))
 
     def points(self, image: np.ndarray) -> NDArray[np.float32]:
         """Points (N, 2) of an image, row and column in pixels, strongest first.

@@ -286,7 +286,8 @@ def summarise_counts(
             result[f"{name}_low"], result[f"{name}_high"] = ends.low[name], ends.high[name]
         result["bootstrap_repeats"] = repeats
         if ends.note:
-            _logger.warning("Confidence intervals over groups: %s.", ends.note)
+            over = "images, each a group of its own" if group is None else "groups"
+            _logger.warning("Confidence intervals over %s: %s.", over, ends.note)
     if interval is not None:
         result["interval_level"] = 1 - interval.alpha
         result.setdefault("coverage", None)

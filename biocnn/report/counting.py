@@ -144,11 +144,13 @@ def write_rows(path: str | Path, rows: Sequence[Row], names: Sequence[str] | Non
     Args:
         path: target file; its folder is made when missing.
         rows: all with the same keys.
-        names: of the columns; those of the first row when None.
+        names: of the columns; those of the first row when None. Without rows as well the file is empty.
     """
+    columns = list(names or (rows[0] if rows else ()))
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, list(rows[0]) if names is None else list(names))
-        writer.writeheader()
+        writer = csv.DictWriter(handle, columns)
+        if columns:
+            writer.writeheader()
         writer.writerows(rows)
 
 
@@ -196,7 +198,8 @@ def points_picture(
         ]
     arm = 1 + min(shape) // _PIXELS_AN_ARM
     for _, marks, colour in layers:
-        for row, column in np.rint(marks).astype(int).tolist():
+        # A point may lie on the border, half a pixel beyond the last centre.
+        for row, column in np.clip(np.rint(marks).astype(int), 0, np.array(shape) - 1).tolist():
             picture[max(row - arm, 0) : row + arm + 1, column] = colour
             picture[row, max(column - arm, 0) : column + arm + 1] = colour
     return picture, [(f"{name}: {len(marks)}", colour) for name, marks, colour in layers]

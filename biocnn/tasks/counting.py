@@ -6,7 +6,8 @@ out, and nothing else does. Density, sum and errors are float32 or more under an
 
 Validation. During `fit` the validation images are predicted once per epoch, in one view; `Trainer.validate` predicts
 them as `test` and `predict` do. Either way the interval of counts (:mod:`biocnn.metrics.conformal`) is fitted on them
-and becomes part of the checkpoint, with the number of views that it is for.
+and becomes part of the checkpoint, with the number of views that it is for. Where a manifest has groups it is fitted on
+one image of each, drawn by the seed: images of one group err alike, so that more of them would promise too much.
 
 References: Lempitsky, Zisserman: Learning to count objects in images. NIPS 2010; Xie, Noble, Zisserman: Microscopy cell
 counting and detection with fully convolutional regression networks. 2018.
@@ -72,6 +73,7 @@ class CountingTask(Task):
     Attributes:
         interval: of counts; None before any validation.
         interval_views: symmetries of the image that it is for.
+        interval_per_group: whether it was fitted on one image of each group, as groups were known.
         floors: ``constant``, the mean training count, and ``linear``, the fields of an
             :class:`~biocnn.metrics.floors.IntensityFloor` or None; empty if no training set was at hand.
         find_points: finds points in a density map, for the point metrics and callbacks; no points are found when None.
@@ -106,7 +108,7 @@ class CountingTask(Task):
         self.val_metrics = CountingMetrics(tolerance)
         self.test_metrics = CountingMetrics(tolerance)
         self.interval: ConformalInterval | None = None
-        self.interval_views = 0
+        self.interval_views, self.interval_per_group = 0, False
         self.floors: dict[str, Any] = {}
         self.find_points: PointFinder | None = None
 
@@ -211,9 +213,9 @@ class CountingTask(Task):
         fitting = self.trainer.state.fn == "fit"
         # Every process has computed the same values from all images; their mean is the same again.
         self.log_dict(values, prog_bar=True, sync_dist=True)
-        self.interval = ConformalInterval.fit(
-            table["predicted_count"].cpu().numpy(), table["true_count"].cpu().numpy(), self.alpha
-        )
+        found, true, index = (table[name].cpu().numpy() for name in ("predicted_count", "true_count", "index"))
+        rows, self.interval_per_group = exchangeable_rows(index, getattr(self.trainer, "datamodule", None))
+        self.interval = ConformalInterval.fit(found[rows], true[rows], self.alpha)
         self.interval_views = 1 if fitting else self.views
         if not fitting:
             warn_of_nothing(table, "validation")
@@ -226,14 +228,35 @@ class CountingTask(Task):
     def learned(self) -> dict[str, Any]:
         """The interval of the last validation, and the floors."""
         interval = None if self.interval is None else self.interval.to_dict()
-        return {"interval": interval, "interval_views": self.interval_views, "floors": self.floors}
+        own = ("interval_views", "interval_per_group", "floors")
+        return {"interval": interval, **{name: getattr(self, name) for name in own}}
 
     def restore_learned(self, stored: dict[str, Any]) -> None:
         """Take interval and floors from a checkpoint, and the scale that its weights were trained with."""
         interval = stored.get("interval")
         self.interval = None if interval is None else ConformalInterval.from_dict(interval)
         self.interval_views, self.floors = stored.get("interval_views", 0), stored.get("floors", {})
+        self.interval_per_group = stored.get("interval_per_group", False)
         self.density_scale = _trained_scale(stored["settings"]["density_scale"], self.density_scale)
+
+
+def exchangeable_rows(index: NDArray[np.int64], datamodule: Any) -> tuple[NDArray[np.int64], bool]:
+    """Which validation images an interval is to be fitted on.
+
+    Args:
+        index: (N,) place of each image that was counted in the validation split.
+        datamodule: of the trainer, or None.
+
+    Returns:
+        Rows of `index` and False: all of them; or, if the images have groups, one of each, drawn by the seed of the
+        data, and True.
+    """
+    groups = None if datamodule is None else datamodule.groups("valid")
+    if groups is None:
+        return np.arange(len(index)), False
+    order = np.random.default_rng(datamodule.seed).permutation(len(groups))
+    drawn = {groups[number]: number for number in order if number in index}
+    return np.flatnonzero(np.isin(index, list(drawn.values()))), True
 
 
 def _points_of(task: CountingTask, batch: Mapping[str, Any], density: torch.Tensor) -> list[torch.Tensor] | None:

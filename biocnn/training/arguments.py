@@ -3,6 +3,7 @@
 import json
 import types
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +22,8 @@ EVALUATIONS = ("validate", "test", "predict")
 # What the network is given belongs to the weights; the rest of the settings may be changed at test time.
 _FIXED_SETTINGS = ("image_mean", "image_std", "refinement_steps")
 _CONFIG = ("--config", "-c")
+# What may be said without the `data.` before it, where the datamodule has such an argument.
+_SHORT = ("rois",)
 _SCALARS = (bool, int, float, str, type(None))
 
 
@@ -45,7 +48,7 @@ def arguments_from_checkpoint(job: Job, args: Sequence[str]) -> list[str]:
     """Complete the command line of an evaluation by what the checkpoint says about network and normalisation.
 
     So `test --ckpt_path RUN/checkpoints/best.ckpt --data.root DIR` is enough. The network and the normalisation of the
-    checkpoint win over a ``--config``; its other settings are defaults.
+    checkpoint win over a ``--config``; its other settings are defaults. ``--rois`` stands for ``--data.rois``.
 
     jsonargparse imports and calls what it is told to, and may take any string for a name. So it is given plain
     settings only; the network is made by :func:`biocnn.networks.spec.build`, and the command line holds its place.
@@ -58,7 +61,7 @@ def arguments_from_checkpoint(job: Job, args: Sequence[str]) -> list[str]:
         CheckpointError: if the checkpoint cannot be read, is of another job, holds anything but plain settings of the
             task, or names a network that is not trusted.
     """
-    args = list(args)
+    args = [_long(job, argument) for argument in args]
     if not args or args[0] not in EVALUATIONS or "--help" in args or "-h" in args:
         return args
     root = Path(_given(args, "trainer.default_root_dir") or "runs")
@@ -84,6 +87,14 @@ def arguments_from_checkpoint(job: Job, args: Sequence[str]) -> list[str]:
             "that it was trained with."
         )
     return [args[0], *before, *args[1:], *after]
+
+
+def _long(job: Job, argument: str) -> str:
+    """``--data.rois`` for ``--rois``; other arguments as they are."""
+    option, equals, value = argument.partition("=")
+    name = option.removeprefix("--")
+    known = name in _SHORT and name in signature(job.datamodule).parameters
+    return f"--data.{name}{equals}{value}" if known and option.startswith("--") else argument
 
 
 def _plain_settings(task: type[Task], stored: Mapping[str, Any], path: Path | str) -> dict[str, Any]:

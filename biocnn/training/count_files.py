@@ -1,7 +1,8 @@
 """A callback that writes density, points and a picture of every image as soon as it is counted, and its rows."""
 
+import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 
 from biocnn.data.counting_module import CountingDataModule
 from biocnn.data.findings import listed
+from biocnn.data.image_headers import read_header
 from biocnn.data.point_images import pixels_of
 from biocnn.data.regions import SUFFIXES, Region, read_regions, region_mask
 from biocnn.errors import DataError, DatasetNotFoundError
@@ -20,6 +22,9 @@ from biocnn.report.overlay import write_map, write_overlay
 from biocnn.tasks.counting import CountingTask
 from biocnn.training.maps import file_names
 from biocnn.training.runs import make_room, read_json, result_stamp, run_of
+
+_PLANE = re.compile(r"#\d+$")
+"""What stands after the path of a plane of a stack."""
 
 
 def regions_for(rois: str | None, ids: Sequence[str]) -> list[list[Region]]:
@@ -44,8 +49,7 @@ def regions_for(rois: str | None, ids: Sequence[str]) -> list[list[Region]]:
     found: list[list[Region]] = []
     wrong = []
     for name in ids:
-        stem = PurePosixPath(name.replace("\\", "/").rpartition("#")[0] or name.replace("\\", "/")).stem
-        fitting = [file for file in files if file.stem == stem]
+        fitting = [file for file in files if file.stem == _file_of(name).stem]
         if len(fitting) == 1:
             found.append(read_regions(fitting[0]))
         else:
@@ -58,6 +62,36 @@ def regions_for(rois: str | None, ids: Sequence[str]) -> list[list[Region]]:
             f"another number: {listed(wrong)}."
         )
     return found
+
+
+def _file_of(name: str) -> Path:
+    """File of an image, without the number of the plane."""
+    return Path(name) if Path(name).exists() else Path(_PLANE.sub("", name))
+
+
+def check_regions(regions: Sequence[Sequence[Region]], ids: Sequence[str]) -> None:
+    """Look whether every region has pixels in its image; reads the headers of the images only.
+
+    Args:
+        regions: of every image.
+        ids: paths of the images, as for :func:`regions_for`.
+
+    Raises:
+        DataError: naming image and region, if one lies outside, or holds no centre of a pixel.
+    """
+    checked: set[tuple[int, int, int]] = set()  # of one file for many images of one size, each region once
+    for name, found in zip(ids, regions, strict=True):
+        if not found:
+            continue
+        header = read_header(_file_of(name))
+        for region in found:
+            case = (id(region), header.height, header.width)
+            try:
+                if case not in checked:
+                    region_mask(region, (header.height, header.width))
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
+            checked.add(case)
 
 
 def stamp_of(datamodule: CountingDataModule, checkpoint: Path) -> dict[str, Any]:
@@ -100,9 +134,10 @@ class CountWriter(Callback):
         self._names = file_names(trainer.datamodule.ids("test"))  # type: ignore[attr-defined]
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Choose the names of the files, and read all regions before anything is written."""
+        """Choose the names of the files, and read and check all regions before anything is predicted."""
         ids = trainer.datamodule.ids("predict")  # type: ignore[attr-defined]
         self._names, self._regions = file_names(ids), regions_for(self.rois, ids)
+        check_regions(self._regions, ids)
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
@@ -118,11 +153,12 @@ class CountWriter(Callback):
         """Write the images of a batch, and note what the table says of them."""
         assert isinstance(pl_module, CountingTask)
         for position, index in enumerate(batch["index"].tolist()):
-            regions = [(region.name, _mask(region, batch, position)) for region in self._regions[index]]
             density, points = self._write(pl_module, outputs, batch, position)
             image = batch["image"][position].permute(1, 2, 0).cpu().numpy()
-            size = batch["pixel_size_um"][position]
-            self.rows += count_rows(pl_module, batch["id"][position], density, points, image, size, regions)
+            shape = (image.shape[0], image.shape[1])
+            regions = [(region.name, region_mask(region, shape)) for region in self._regions[index]]
+            size, beyond = batch["pixel_size_um"][position], batch["beyond"][position] if "beyond" in batch else 0.0
+            self.rows += count_rows(pl_module, batch["id"][position], density, points, image, size, regions, beyond)
 
     def _write(
         self, task: CountingTask, outputs: dict[str, Any], batch: dict[str, Any], position: int
@@ -136,7 +172,7 @@ class CountWriter(Callback):
         if valid is not None:
             density = np.where(valid, density, np.float32(0))
             points = None if points is None else points[valid[tuple(pixels_of(points).T)]]
-        brightest = max(float(density.max()), np.finfo(np.float32).tiny)
+        brightest = max(float(density.max()), float(np.finfo(np.float32).tiny))
         target = self.folder / "maps" / f"{name}.tif"
         write_map(target, density, batch["pixel_size_um"][position], limits=(0.0, brightest))
         found = np.zeros((0, 2), np.float32) if points is None else points
@@ -168,14 +204,6 @@ class TestCounts(CountWriter):
         super().on_test_start(trainer, pl_module)
 
 
-def _mask(region: Region, batch: dict[str, Any], position: int) -> NDArray[np.bool_]:
-    height, width = batch["image"].shape[2:]
-    try:
-        return region_mask(region, (height, width))
-    except DataError as error:
-        raise DataError(f"{batch['id'][position]}: {error}") from error
-
-
 def count_rows(
     task: CountingTask,
     name: str,
@@ -184,6 +212,7 @@ def count_rows(
     image: NDArray[np.floating],
     pixel_size_um: Sequence[float] | None = None,
     regions: Sequence[tuple[str, NDArray[np.bool_]]] = (),
+    beyond: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Rows of the table of a prediction: one of the image, whose `region` is empty, and one of each region.
 
@@ -195,9 +224,11 @@ def count_rows(
         image: (H, W, C) in 0..1.
         pixel_size_um: micrometres per pixel, row and column; None leaves the area in micrometres empty.
         regions: pairs of a name and the pixels (H, W) inside.
+        beyond: share of the pixels beyond the range of the training images, see
+            :func:`biocnn.inference.counting.flags_of`.
     """
     size = None if pixel_size_um is None else (float(pixel_size_um[-2]), float(pixel_size_um[-1]))
-    flags = flags_of(task, count_of(task, density).cells, image, size)
+    flags = flags_of(task, count_of(task, density).cells, image, size, beyond=beyond)
     rows = []
     for region, inside in [("", np.ones(density.shape, bool)), *regions]:
         pixels = int(inside.sum())

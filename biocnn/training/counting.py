@@ -3,7 +3,7 @@
 import copy
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from biocnn.data.counting_module import CountingDataModule
 from biocnn.data.dataset import to_float
 from biocnn.data.fingerprint import scale
 from biocnn.data.manifest import load_manifest
+from biocnn.data.point_fingerprint import share_beyond
+from biocnn.data.point_images import PointImages
 from biocnn.data.point_tiles import PointTiles
 from biocnn.errors import DataError
 from biocnn.files import write_json
-from biocnn.inference.counting import flags_of
+from biocnn.inference.counting import flags_of, interval_reason
 from biocnn.networks.batch_norm import reestimate_batch_norm
 from biocnn.report.counting import (
     best_median_worst,
@@ -84,10 +86,11 @@ def finish_run(trainer: pl.Trainer, task: CountingTask, datamodule: CountingData
     trainer.strategy.barrier()
     assert task.interval is not None
     if task.interval.note:
-        rank_zero_warn(f"No interval of counts: {task.interval.note}.")
+        rank_zero_warn(f"No interval of counts: {interval_reason(task)}.")
     else:
-        share = f"{100 * (1 - task.alpha):g} %"
-        rank_zero_info(f"Interval of {share}: count -/+ {task.interval.quantile:.3f} * count^{task.interval.power:g}")
+        text = f"count -/+ {task.interval.quantile:.3f} * count^{task.interval.power:g}"
+        images = f"{task.interval.images} validation images{', one of each group' if task.interval_per_group else ''}"
+        rank_zero_info(f"Interval of {100 * (1 - task.alpha):g} %: {text} ({images})")
     script = shlex.join([Path(sys.executable).name, sys.argv[0]])
     given = f"--data.root {datamodule.root} --data.manifest {datamodule.manifest_argument}"
     rank_zero_info(f"Trained. To test it: {script} test --ckpt_path {best} {given}")
@@ -165,9 +168,10 @@ def counting_writers(subcommand: str, checkpoint: Path, datamodule: CountingData
     The width of the kernels is taken from the checkpoint here: with several processes the data are looked at before
     there is a task that the datamodule could ask.
     """
-    if (datamodule.sigma, datamodule.sigma_um) == (None, None):
+    if (datamodule.sigma, datamodule.sigma_um, datamodule.neighbours) == (None, None, None):
         trained_on = read_biocnn_checkpoint(checkpoint)["biocnn"]["data"]
         datamodule.sigma, datamodule.sigma_um = trained_on.get("sigma"), trained_on.get("sigma_um")
+        datamodule.neighbours = trained_on.get("neighbours")
     if subcommand == "test":
         return [TestCounts(checkpoint)]
     if subcommand == "predict":
@@ -192,17 +196,14 @@ def report_test(trainer: pl.Trainer, task: CountingTask, datamodule: CountingDat
         **stamp_of(datamodule, path),
         "views": task.views,
         "density_scale": task.density_scale,
+        "interval_per_group": task.interval_per_group,
         "seed": task.data_description.get("seed"),
         "training_images": (task.data_description.get("sizes") or {}).get("train"),
         "training_split_hash": task.data_description.get("split_hash"),
         **{f"version_{name}": version for name, version in versions().items()},
     }
-    limits = (task.data_description.get("fingerprint") or {}).get("intensity_range", (0.0, 255.0))
-    counts = column_of(table, "predicted_count").tolist()
-    flags = [
-        flags_of(task, count, scale(image.astype(np.float32), (limits[0], limits[1])), size, valid)
-        for count, image, size, valid in zip(counts, images.images, images.pixel_sizes, images.valid, strict=True)
-    ]
+    metrics["interval_note"] = interval_reason(task) or metrics["interval_note"]
+    flags = _test_flags(task, column_of(table, "predicted_count").tolist(), images)
     write_rows(folder / "predictions.csv", test_rows(table, ids, groups, task.interval, flags))
     names = file_names(ids)
     shown = best_median_worst(table).values()
@@ -212,6 +213,16 @@ def report_test(trainer: pl.Trainer, task: CountingTask, datamodule: CountingDat
     write_figures(folder / "figures", table, ids, task.interval, metrics, folder / "metrics.csv", pictures)
     write_json(folder / "metrics.json", metrics)
     print_summary(metrics, folder)
+
+
+def _test_flags(task: CountingTask, counts: Sequence[float], images: PointImages) -> list[list[str]]:
+    low, high = (task.data_description.get("fingerprint") or {}).get("intensity_range", (0.0, 255.0))
+    flags = []
+    for row, count in enumerate(counts):
+        values = scale(images.images[row].astype(np.float32), (low, high))
+        beyond = share_beyond(images.pixels_inside(row), (low, high))
+        flags.append(flags_of(task, count, values, images.pixel_sizes[row], images.valid[row], beyond))
+    return flags
 
 
 def _picture(path: Path, height: int, width: int) -> np.ndarray:

@@ -8,9 +8,9 @@ import tifffile
 from PIL import Image
 
 from biocnn.data.audit import full_audit, quick_audit
-from biocnn.data.image_headers import pixel_size_um, read_header, read_mask, read_points
+from biocnn.data.image_headers import pixel_size_um, read_header, read_mask
 from biocnn.data.manifest import load_manifest
-from biocnn.errors import DataError, DatasetNotFoundError
+from biocnn.errors import DatasetNotFoundError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 RNG = np.random.default_rng(1)
@@ -291,27 +291,30 @@ def test_points_are_counted_from_dot_images_and_tables(tmp_path, make_manifest, 
     tables = make_manifest(kind="image-points", splits={"train": {"images": "*cell.png", "points": "*.csv"}})
     audit = full_audit(tables, tmp_path)
     assert audit.rows[0].content.startswith("1.0 ± 0.0 points per image")
-    assert "outside their image; are row and column swapped?: b.csv" in texts(audit, "error")
+    error = texts(audit, "error")
+    assert "train: 1 files of points cannot be used: " in error
+    assert "b.csv: 1 of 1 points lie outside the frame of 8x6 px" in error
+    assert "With row and column swapped all would lie inside" in error
 
 
-def test_point_tables_and_jpeg_dots(tmp_path, save_image):
-    (tmp_path / "a.csv").write_text("index,axis-0,axis-1\n0,1.5,2\n\n1,3,4\n")
-    assert read_points(tmp_path / "a.csv").tolist() == [[1.5, 2.0], [3.0, 4.0]]
-    (tmp_path / "b.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match=r"b.csv has the columns \['a', 'b'\]; expected `row` and `column`"):
-        read_points(tmp_path / "b.csv")
-    (tmp_path / "c.csv").write_text("row,column\n1,left\n")
-    with pytest.raises(DataError, match=r"c.csv: line 2 holds no point"):
-        read_points(tmp_path / "c.csv")
-    soft = np.array([[0, 200, 60], [0, 0, 210]], np.uint8)  # a dot image that was resampled
-    save_image(tmp_path / "soft.png", soft)
-    assert read_points(tmp_path / "soft.png").tolist() == [[0, 1], [1, 2]]
-    dots = np.zeros((64, 64), np.uint8)
-    dots[[10, 20, 41], [10, 50, 33]] = 255
-    save_image(tmp_path / "dots.jpeg", dots, quality=95)
-    assert np.count_nonzero(np.asarray(Image.open(tmp_path / "dots.jpeg"))) > 3
-    assert read_points(tmp_path / "dots.jpeg").tolist() == [[10, 10], [20, 50], [41, 33]]
-    assert len(read_points(tmp_path / "dots.jpeg")) == 3
+def test_points_are_read_as_a_training_reads_them(tmp_path, make_manifest, save_image):
+    texts_of_points = {"a": "y;x\n1;2\n3;4\n", "b": "row,column\n1,2\n1,2\n", "c": "a,b\n1,2\n", "d": "row,column\n"}
+    for name, text in texts_of_points.items():
+        save_image(tmp_path / f"{name}.png", noise(8, 6))
+        (tmp_path / f"{name}.csv").write_text(text)
+    splits = {"train": {"images": "*.png", "points": "*.csv"}}
+    audit = full_audit(make_manifest(kind="image-points", splits=splits), tmp_path)
+    error = texts(audit, "error")
+    assert "train: 2 files of points cannot be used: " in error
+    assert "b.csv: 1 of 2 points are exactly where an earlier one is" in error
+    assert "c.csv has the columns ['a', 'b']" in error
+    assert "no foreground or tables no point: d.csv" in texts(audit, "warning")
+    assert audit.rows[0].content == "1.0 ± 1.0 points per image (0 to 2), 2 in all"
+    # What the messages advise helps.
+    form = {"duplicates": "drop", "unit": "um"}
+    again = full_audit(make_manifest(kind="image-points", splits=splits, points=form, pixel_size_um=(1, 2)), tmp_path)
+    assert "train: 1 files of points cannot be used: " in texts(again, "error")
+    assert again.rows[0].content == "1.0 ± 0.8 points per image (0 to 2), 3 in all"
 
 
 def test_headers_and_masks_of_odd_files(tmp_path):

@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 from biocnn.data.counting_module import CountingDataModule
-from biocnn.data.density import rasterise
+from biocnn.data.density import kernel_widths, rasterise
 from biocnn.data.point_fingerprint import PointFingerprint
 from biocnn.errors import DataError, DatasetNotFoundError, ManifestError
 from tests.conftest import SHARED_DATA
@@ -254,6 +254,37 @@ def test_widths_in_micrometres(folder: Path, tmp_path: Path) -> None:
         module(folder, sigma_um=1.5)
 
 
+def test_widths_from_neighbours(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        made = module(folder, neighbours=2)
+    widths = [kernel_widths(points, neighbours=2) for points in made.points("train").points]
+    median = round(float(np.median(np.concatenate(widths))), 2)
+    assert (made.sigma, made.describe()["neighbours"]) == (median, 2)
+    assert f"px, median {median:g}" in caplog.text
+    later = Counter(**made.describe())  # what a task takes out of its checkpoint
+    trainer(tmp_path).test(later, datamodule=module(folder, "test"), verbose=False)
+    for number, batch in enumerate(later.seen):
+        points = cells(4000 + number, 8 + number)[1]
+        expected = rasterise(points, (96, 80), kernel_widths(points, neighbours=2))
+        np.testing.assert_allclose(batch["density"][0, 0], expected, atol=1e-7)
+    for batch in made.train_dataloader():
+        torch.testing.assert_close(batch["density"].sum((1, 2, 3)), batch["count"], atol=1e-4, rtol=0)
+
+
+def test_pixels_that_are_cut_are_counted_before(tmp_path: Path) -> None:
+    image = cells(0)[0].astype(np.uint16)
+    save(tmp_path / "a.tif", image * 100)
+    save(tmp_path / "b.tif", np.where(np.arange(96)[:, None] < 24, 60000, image * 100).astype(np.uint16))
+    write_point_manifest(tmp_path, ["train"], image={"dtype": "uint16"})
+    task = Counter(fingerprint={"intensity_range": [2000.0, 20000.0]})
+    made = module(tmp_path, "predict", images=str(tmp_path / "*.tif"))
+    made.trainer = trainer(tmp_path)
+    made.trainer.strategy.connect(task)
+    batches = [made.on_after_batch_transfer(batch, 0) for batch in made.predict_dataloader()]
+    assert [batch["beyond"] for batch in batches] == [[0.0], [0.25]]
+    assert batches[1]["image"].max() == 1
+
+
 def test_images_to_predict(folder: Path, tmp_path: Path) -> None:
     for number in range(3):
         save(tmp_path / f"new/{number}.png", cells(number)[0])
@@ -315,7 +346,9 @@ def test_wrong_arguments(folder: Path) -> None:
         ({"tile_size": 0}, "tile_size must be at least 1, received 0"),
         ({"training_images": 0}, "training_images must be at least 1"),
         ({"sigma": 0.0}, "sigma must be positive, received 0"),
-        ({"sigma": 2.0, "sigma_um": 1.0}, r"either sigma or sigma_um, received sigma=2\.0 and sigma_um=1\.0"),
+        ({"sigma": 2.0, "sigma_um": 1.0}, r"one of sigma, sigma_um and neighbours, received 2\.0, 1\.0, None"),
+        ({"sigma": 2.0, "neighbours": 3}, r"received 2\.0, None, 3"),
+        ({"neighbours": 0}, "neighbours must be at least 1, received 0"),
         ({"folds": 3, "valid_images": 2}, "Give either folds, or training_images and valid_images"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -84,6 +84,21 @@ def test_tables_of_points(tmp_path):
     assert not full_audit(draft.manifest, tmp_path).has_errors
 
 
+@pytest.mark.parametrize("suffix", [".tsv", ".txt", ".geojson", ".json", ".roi", ".ZIP"])
+def test_points_of_other_programs(tmp_path, suffix):
+    """The layout is told by names alone; what is in the files is looked at by the audit."""
+    for number in (1, 2):
+        draw(tmp_path, f"folders/images/f{number}.png", f"endings/f{number}.png")
+        for name in (f"folders/points/f{number}{suffix}", f"endings/f{number}_points{suffix}"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+    assert patterns(draft_manifest(tmp_path / "folders")) == ("images/*.png", f"points/*{suffix}")
+    draft = draft_manifest(tmp_path / "endings")
+    assert draft.manifest.kind == "image-points"
+    assert patterns(draft)[1].endswith(f"_points{suffix}")
+    assert any("2 images" in reason and "2 in pairs" in reason for reason in draft.reasons)
+
+
 def test_one_image_is_enough(tmp_path):
     draw(tmp_path, "images/slide.png", "masks/slide.png")
     assert draft_manifest(tmp_path).manifest.splits["train"].count == 1

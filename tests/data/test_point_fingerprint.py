@@ -1,13 +1,15 @@
 import json
 import logging
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from biocnn.data.fingerprint import choose_serving
 from biocnn.data.manifest import load_manifest
-from biocnn.data.point_fingerprint import PointFingerprint, point_fingerprint
+from biocnn.data.point_fingerprint import PointFingerprint, point_fingerprint, share_beyond
 from biocnn.data.point_images import read_split
 from tests.conftest import SHARED_DATA
 from tests.data.drawn_cells import cells, drawn_cells, point_set
@@ -22,6 +24,7 @@ def test_values_by_hand() -> None:
     found = point_fingerprint(point_set(noise, [grid, grid[:1], np.zeros((0, 2))]))
     assert (found.count_mean, found.count_smallest, found.count_largest) == (7, 0, 20)
     assert found.points_per_pixel == 21 / (3 * 6000)
+    assert found.density_largest == 20 / 6000
     assert found.neighbour_distance == 10
     assert (found.n_images, found.size_smallest) == (3, (60, 100))
     np.testing.assert_allclose(found.mean, np.mean(noise) / 255, rtol=1e-6)
@@ -42,7 +45,7 @@ def test_only_what_is_inside_counts() -> None:
     valid = np.zeros((96, 80), bool)
     valid[:, :40] = True
     found = point_fingerprint(point_set([image[..., None]], [points[points[:, 1] < 40]], [valid]))
-    assert found.points_per_pixel == (points[:, 1] < 40).sum() / (96 * 40)
+    assert found.points_per_pixel == found.density_largest == (points[:, 1] < 40).sum() / (96 * 40)
     np.testing.assert_allclose(found.mean, image[:, :40].mean() / 255, rtol=1e-6)
 
 
@@ -95,6 +98,26 @@ def test_what_is_chosen_is_explained() -> None:
 def test_plain_values_there_and_back() -> None:
     for found in (VGG_LIKE, replace(VGG_LIKE, neighbour_distance=None), point_fingerprint(drawn_cells(2))):
         assert PointFingerprint.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_checkpoints_without_the_largest_density_still_load() -> None:
+    older = {name: value for name, value in VGG_LIKE.to_dict().items() if name != "density_largest"}
+    assert PointFingerprint.from_dict(older) == VGG_LIKE
+    with pytest.raises(ValueError, match="A fingerprint has the values"):
+        PointFingerprint.from_dict({**older, "more": 1})
+
+
+def test_share_of_pixels_beyond_the_training_range() -> None:
+    values = np.full((10, 10, 2), 500, np.uint16)
+    values[0, :3, 0], values[0, 2:5, 1], values[1, 1], values[2] = 399, 601, 600, 400
+    image: Any
+    for image in (values, torch.from_numpy(values.astype(np.float32))):
+        assert share_beyond(image, (400.0, 600.0)) == 0.05  # a pixel counts once, the ends are inside
+        assert share_beyond(image, (0.0, 1e4)) == 0
+    most = np.array([[2**32 - 1]], np.uint32)  # which float32 rounds up
+    for image in (most, torch.from_numpy(most.astype(np.float32))):
+        assert share_beyond(image, (0.0, 2.0**32 - 1)) == 0
+    assert share_beyond(np.array([[np.nan], [2.0]], np.float32), (0.0, 1.0)) == 0.5
 
 
 @pytest.mark.skipif(not (SHARED_DATA / "vgg_cells").is_dir(), reason="VGG cells are not in ../shared/data")

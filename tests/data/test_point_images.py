@@ -47,6 +47,24 @@ def test_tables_are_points_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.points[0], POINTS + np.array([0.25, -0.25]))
 
 
+def test_the_manifest_says_how_points_are_to_be_read(tmp_path: Path) -> None:
+    table = "row,column\n5,6\n5,6\n10,15\n"
+    form = {"unit": "um", "duplicates": "drop"}
+    write(tmp_path / "a", IMAGE, table)
+    manifest = write_point_manifest(tmp_path / "a", ["train"], points=form, pixel_size_um=[0.5, 0.25])
+    assert read(tmp_path / "a", manifest).points[0].tolist() == [[10, 24], [20, 60]]
+    manifest = write_point_manifest(tmp_path / "a", ["train"], points=form)
+    with pytest.raises(DataError, match=r"1\.csv is in micrometres.*has no pixel size. Write pixel_size_um"):
+        read(tmp_path / "a", manifest)
+    soft = DOTS // 3 * 2
+    soft[tuple(POINTS[0].astype(int))] = 60
+    manifest = write(tmp_path / "c", IMAGE, soft)
+    with pytest.raises(DataError, match=r"depends on the threshold.*`points: \{threshold: \.\.\.\}`"):
+        read(tmp_path / "c", manifest)
+    manifest = write_point_manifest(tmp_path / "c", ["train"], points={"threshold": 30})
+    np.testing.assert_array_equal(read(tmp_path / "c", manifest).points[0], POINTS)
+
+
 def test_digests_tell_points_apart(tmp_path: Path) -> None:
     manifest = write_cells(tmp_path, {"train": 3})
     before = read(tmp_path, manifest).digests

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from biocnn.data.augmentation import Augmentation, PatchAugmentation, TileAugmentation
-from biocnn.data.density import rasterise
+from biocnn.data.density import kernel_widths, rasterise
 from biocnn.data.point_images import PointImages
 from biocnn.data.point_tiles import PointTiles, WholePointImages, density_inside
 from biocnn.errors import DataError
@@ -136,6 +136,35 @@ def test_any_angle_moves_cells_and_points_together() -> None:
     ]
     assert len(torch.cat(values)) > 90
     assert torch.cat(values).min() == 200  # at 0.4 of its size a disc of radius 4 still has the pixel and a margin
+
+
+def test_points_keep_their_own_widths_in_tiles() -> None:
+    """Widths are those of the whole image, also where a tile has lost the neighbours."""
+    images = drawn_cells(2, number=40)
+    rng = np.random.default_rng(0)
+    images = point_set(images.images, [one + rng.uniform(-0.4, 0.4, one.shape) for one in images.points])
+    widths = [kernel_widths(points, neighbours=3)[:, 0] for points in images.points]
+    dataset = PointTiles(images, widths, 32, 20)  # upright
+    for index, (points, density) in enumerate(
+        zip(*(all_tiles(dataset)[name] for name in ("points", "density")), strict=True)
+    ):
+        place, row = dataset.place(0, index), index % 2
+        corner = np.array(place.centre) - 15.5
+        own = [widths[row][np.abs(images.points[row] - corner - one).sum(1).argmin()] for one in points.numpy()]
+        expected = rasterise(points.numpy(), (32, 32), np.array(own))
+        np.testing.assert_allclose(density[0], expected, atol=1e-6)
+
+
+def test_kernels_of_their_own_widths_are_whole_inside_the_field_of_view() -> None:
+    points = drawn_cells(1, number=30).points[0]
+    valid = (np.arange(96)[:, None] - 50) ** 2 + (np.arange(80) - 30) ** 2 < 30**2
+    points = points[valid[tuple(points.astype(int).T)]]
+    widths = np.linspace(0.5, 9, len(points))
+    found = density_inside(points, valid, widths)
+    singly = sum(density_inside(points[[n]], valid, float(widths[n])) for n in range(len(points)))
+    np.testing.assert_allclose(found, singly, atol=1e-6)
+    assert abs(float(found.sum(dtype=np.float64)) - len(points)) < 1e-5
+    assert (found[~valid] == 0).all()
 
 
 def test_kernels_have_the_same_width_at_every_scale() -> None:

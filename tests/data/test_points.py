@@ -109,6 +109,20 @@ def test_masks_are_refused_and_described(tmp_path: Path, save_image: Callable[..
         read_points(tmp_path / "brush.png", SHAPE)
 
 
+def test_dots_of_a_brush_of_two_pixels_are_refused_and_touching_dots_are_not(
+    tmp_path: Path, save_image: Callable[..., None]
+) -> None:
+    pairs = [[4 * row, 6 * column + shift] for row in range(5) for column in range(5) for shift in (0, 1)]
+    save_image(tmp_path / "brush.png", dots(pairs))
+    with pytest.raises(DataError, match=r"has 25 blob\(s\) of median 2 px \(largest 2 px\)"):
+        read_points(tmp_path / "brush.png", SHAPE)
+    save_image(tmp_path / "few.png", dots(pairs[:8]))  # four pairs may be eight cells
+    assert len(read_points(tmp_path / "few.png", SHAPE)) == 8
+    less = [*pairs[:24], *[[20 + 2 * number, 40] for number in range(10)], [38, 59], [30, 50], [30, 55]]
+    save_image(tmp_path / "half.png", dots(less))  # 12 pairs and 13 alone
+    assert len(read_points(tmp_path / "half.png", SHAPE)) == 37
+
+
 def test_pictures_that_are_no_dots_are_refused(tmp_path: Path, save_image: Callable[..., None]) -> None:
     save_image(tmp_path / "inverted.png", 255 - dots())
     with pytest.raises(DataError, match=r"100% of the pixels are dots. If these are dark dots"):
@@ -200,7 +214,8 @@ def test_table_in_micrometres(tmp_path: Path) -> None:
         ("row,column,y,x\n1,2,1,2\n", r"\['row', 'column', 'y', 'x'\]: more than one pair"),
         ("X,Y,x\n1,2,3\n", "more than one pair"),
         ("index,axis-0,axis-1,axis-2\n0,1,2,3\n", "points in a stack, with three axes"),
-        ("row,column,slice\n1,2,1\n3,4,2\n", r"points in 2 planes of a stack \(1, 2\)"),
+        ("index,shape-type,vertex-index,axis-0,axis-1\n0,ellipse,0,1,2\n0,ellipse,1,1,4\n", "shapes of napari"),
+        ("row,column,slice\n1,2,1\n3,4,2\n", r"marks in 2 planes of a stack \(1, 2\)"),
         ("row,column\n1,left\n", "line 2 holds no point"),
         ("row,column\n1,2\n3\n", "line 3 holds no point"),
         ("row;column\n1,5;2\n", "line 2 holds no point"),
@@ -249,7 +264,7 @@ def test_geojson_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no point"):
         read_points(geojson(tmp_path / "a.geojson"), SHAPE)
     planes = [{"type": "Point", "coordinates": [3, 3], "plane": {"z": z, "t": 0}} for z in (0, 4)]
-    with pytest.raises(DataError, match="points in 2 planes of a stack"):
+    with pytest.raises(DataError, match="marks in 2 planes of a stack"):
         read_points(geojson(tmp_path / "a.geojson", *planes), SHAPE)
     for text in ("{", '{"type": "Point"}', "3", '{"type": "Point", "coordinates": ["a", "b"]}', "null"):
         with pytest.raises(DataError, match="is not GeoJSON with features"):
@@ -283,8 +298,37 @@ def test_points_of_imagej_in_several_slices_are_refused(tmp_path: Path) -> None:
     roi.roitype = roifile.ROI_TYPE.POINT
     roi.counters, roi.counter_positions = np.zeros(2, np.uint8), np.array([1, 4], np.uint32)
     roi.tofile(tmp_path / "a.roi")
-    with pytest.raises(DataError, match=r"points in 2 planes of a stack \(1, 4\)"):
+    with pytest.raises(DataError, match=r"marks in 2 planes of a stack \(1, 4\)"):
         read_points(tmp_path / "a.roi", SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("positions", "planes"),
+    [
+        ([{"position": 1}, {"position": 4}], "1, 4"),
+        ([{"z_position": 2, "t_position": 1}, {"z_position": 2, "t_position": 3}], "2, frame 1, 2, frame 3"),
+        ([{"position": 0}, {"position": 4}], None),  # 0 is for all slices
+        ([{"position": 3}, {"z_position": 3, "position": 3}], None),  # as older and newer versions write it
+        ([{"c_position": 1, "z_position": 1}, {"c_position": 2, "z_position": 1}], None),  # channels of one plane
+    ],
+)
+def test_single_points_of_imagej_in_several_slices_are_refused(
+    tmp_path: Path, positions: list[dict[str, int]], planes: str | None
+) -> None:
+    roifile = pytest.importorskip("roifile", reason="needs the package roifile")
+    rois = []
+    for number, position in enumerate(positions):
+        roi = roifile.ImagejRoi.frompoints(np.array([[7 + number, 3]]))
+        roi.roitype, roi.name = roifile.ROI_TYPE.POINT, f"cell {number}"
+        for name, value in position.items():
+            setattr(roi, name, value)
+        rois.append(roi)
+    roifile.roiwrite(tmp_path / "a.zip", rois)
+    if planes is None:
+        assert read_points(tmp_path / "a.zip", SHAPE).tolist() == [[3, 7], [3, 8]]
+        return
+    with pytest.raises(DataError, match=rf"a.zip has marks in 2 planes of a stack \({planes}\)"):
+        read_points(tmp_path / "a.zip", SHAPE)
 
 
 def test_imagej_without_its_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,64 @@ def test_flags(count: float, mean: float, std: float, size: Any, words: list[str
     assert flags_of(task, count, np.concatenate([image, np.ones_like(image)]), size, valid) == words
 
 
+def test_many_cells_are_many_for_the_size_of_the_image() -> None:
+    # Training images of 100x200 px with up to 20 cells; the densest, of 100x100 px, has 1.5 in 1,000 px.
+    known = {"fingerprint": {**PRINT, "size_largest": [100, 200], "density_largest": 0.0015}}
+    total, density = "more cells than in any training image (20)", "denser than any training image"
+
+    def flags(count: float, rows: int, columns: int, valid: Any = None, **data: Any) -> list[str]:
+        image = np.full((rows, columns, 1), 0.5, np.float32)
+        image[::2], image[1::2] = 0.6, 0.4
+        return flags_of(task_of(1, **(data or known)), count, image, valid=valid)
+
+    assert flags(20, 16, 16) == [f"{density} (781 cells per 100x100 px, there at most 15)"]
+    assert flags(1, 16, 16) == []  # one cell is no density
+    assert flags(20.5, 100, 200) == [total]
+    assert [flag.split(" (")[0] for flag in flags(35, 100, 200)] == [total.split(" (")[0], density]
+    assert flags(80, 400, 200) == []  # a larger image of the same density
+    assert [flag.split(" (")[0] for flag in flags(130, 400, 200)] == [density]
+    valid = np.zeros((400, 200), bool)
+    valid[:100] = True
+    assert flags(20.5, 400, 200, valid) == [total]
+    # A checkpoint that did not measure the density.
+    older = {"fingerprint": {**PRINT, "size_largest": [100, 200]}}
+    assert flags(20, 16, 16, **older) == []
+    assert flags(20.5, 100, 200, **older) == [total]
+
+
+def test_pixels_beyond_the_training_range_are_a_flag(tmp_path: Path) -> None:
+    data = {
+        "dtype": "uint16",
+        "fingerprint": {**PRINT, "mean": [0.5], "std": [0.3], "intensity_range": [500.0, 3000.0]},
+    }
+    task = task_of(1, **data)
+    image = np.full((10, 10, 1), 0.5, np.float32)
+    image[::2], image[1::2] = 0.8, 0.2
+    words = "2 % of the pixels beyond the training images (500 to 3000)"
+    assert flags_of(task, 3.0, image, beyond=0.02) == [words]
+    assert flags_of(task, 3.0, image, beyond=0.01) == []
+    model = biocnn.load(checkpoint(tmp_path / "a.ckpt", task), device="cpu")
+    assert isinstance(model, Counter)
+    bright = GREY.copy()
+    bright[:5] = 60000  # 5 of 45 rows; cut to the range they change mean and contrast by little
+    assert words not in model.flags(GREY)
+    assert "11 % of the pixels beyond the training images (500 to 3000)" in model.flags(bright)
+
+
+def test_flags_of_an_image_are_those_of_its_count(tmp_path: Path) -> None:
+    data = {
+        "fingerprint": {"mean": [0.9] * 3, "std": [0.3] * 3, "mean_spread": [0.01] * 3},
+        "pixel_size_um": [0.5, 0.5],
+    }
+    model = biocnn.load(checkpoint(tmp_path / "a.ckpt", task_of(**data)), device="cpu")
+    assert isinstance(model, Counter)
+    count = model.count(COLOURS).cells
+    expected = flags_of(model.task, count, (COLOURS / 255).astype(np.float32), (0.5, 0.5))
+    assert any("intensity unlike" in flag for flag in expected)
+    assert model.flags(COLOURS) == expected
+    assert model.flags(COLOURS, (1.0, 0.5)) == [*expected, "pixel size 1 x 0.5 um (training: 0.5 x 0.5 um)"]
+
+
 def test_a_flagged_image_has_all_its_flags_and_nothing_is_cut() -> None:
     """What is doubtful is said beside the count; the count itself stays what the network says."""
     task = task_of(1, interval=None, fingerprint=PRINT, pixel_size_um=[0.5, 0.5])

@@ -82,6 +82,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, manifest: str) -> Path:
         "model.image_mean, model.image_std: [0.",
         "Batch norm of clean training tiles: validation MAE ",
         "Interval of 90 %: count -/+ ",
+        " (12 validation images)",
         f"test --ckpt_path {runs / RUN / BEST} --data.root {Path(manifest).parent} --data.manifest {manifest}",
     ):
         assert text in said
@@ -238,7 +239,7 @@ def test_prediction_needs_the_checkpoint_alone(trained: Path, tmp_path: Path) ->
     best.parent.mkdir()
     shutil.copy(trained / BEST, best)
     arguments = ["predict", "--ckpt_path", str(best), "--data.images", str(tmp_path / "lab" / "*.*"), *QUIET]
-    said = run(*arguments, "--data.rois", str(tmp_path / "regions.geojson"))
+    said = run(*arguments, "--rois", str(tmp_path / "regions.geojson"))
     assert "2 image(s) counted, 4 region(s)" in said
     folder = best.parent / "mine_results" / "predictions_lab"
     rows = rows_of(folder / "predictions.csv")
@@ -281,6 +282,48 @@ def test_regions_of_a_folder_belong_to_images_by_name(trained: Path, tmp_path: P
     run(*arguments, "--data.images", str(tmp_path / "lab" / "a.png"))
     (table,) = (tmp_path / "mine_results").rglob("predictions.csv")
     assert [row["region"] for row in rows_of(table)] == ["", "only"]
+
+
+def test_a_region_outside_an_image_stops_before_any_is_predicted(trained: Path, tmp_path: Path) -> None:
+    write_lab_images(tmp_path / "lab")
+    regions = {"type": "FeatureCollection", "features": [square("in both", 0, 40), square("in one", 72, 90)]}
+    (tmp_path / "regions.geojson").write_text(json.dumps(regions))
+    shutil.copy(trained / BEST, tmp_path / "mine.ckpt")
+    arguments = ["predict", "--ckpt_path", str(tmp_path / "mine.ckpt"), "--data.images", str(tmp_path / "lab"), *QUIET]
+    said = run(*arguments, f"--rois={tmp_path / 'regions.geojson'}", code=2)
+    # a.png has 70x91 px, b.tif 101x67.
+    assert f"{tmp_path / 'lab' / 'a.png'}: Region 'in one' (rows 71.5 to 89.5" in said
+    assert not (tmp_path / "mine_results").exists()
+    # A stack has its regions in every plane, and a file may be called like a plane.
+    (tmp_path / "lab" / "a.png").unlink()
+    (tmp_path / "lab" / "b.tif").unlink()
+    tifffile.imwrite(tmp_path / "lab" / "c.tif", np.stack([cells(50)[0]] * 2), photometric="minisblack")
+    save(tmp_path / "lab" / "d#1.png", cells(51)[0])
+    (tmp_path / "rois").mkdir()
+    for name in ("c", "d#1"):
+        (tmp_path / "rois" / f"{name}.geojson").write_text(json.dumps(square("only", 0, 20)))
+    run(*arguments, "--rois", str(tmp_path / "rois"))
+    (table,) = (tmp_path / "mine_results").rglob("predictions.csv")
+    names = [(Path(row["id"]).name, row["region"]) for row in rows_of(table)]
+    assert names == [(name, region) for name in ("c.tif#0", "c.tif#1", "d#1.png") for region in ("", "only")]
+
+
+def test_images_of_one_group_give_one_to_the_interval(tmp_path: Path) -> None:
+    # 1.png, 10.png and 11.png are of one slide; an image whose path tells no slide stands for itself.
+    manifest = write_cells(tmp_path / "data", SPLITS, group={"pattern": "(valid/images/1)"})
+    said = run(*fit_arguments(manifest, tmp_path, "--trainer.max_epochs", "1"))
+    assert "(10 validation images, one of each group)" in said
+    best = tmp_path / RUN / BEST
+    stored = read_biocnn_checkpoint(best)["biocnn"]
+    assert (stored["interval"]["images"], stored["interval_per_group"]) == (10, True)
+    # With fewer slides there is none, and it says why; the interval is fitted again as it is for another alpha.
+    run("test", "--ckpt_path", str(best), *data_arguments(manifest), "--model.alpha", "0.05")
+    metrics = json.loads((tmp_path / RUN / "metrics.json").read_text())
+    expected = "10 validation images: an interval of 0.95 needs at least 19"
+    assert metrics["interval_note"].startswith(expected)
+    assert metrics["interval_note"].endswith("(of each group one image is taken)")
+    rows = rows_of(tmp_path / RUN / "predictions.csv")
+    assert all("(of each group one image is taken)" in row["flags"] for row in rows)
 
 
 def test_too_few_validation_images_for_an_interval_are_said(manifest: str, tmp_path: Path) -> None:

@@ -146,6 +146,16 @@ def test_one_image_has_numbers_a_row_and_pictures(tmp_path):
     assert is_drawn(tmp_path / "counts.png")
 
 
+def test_few_images_are_not_called_groups_where_they_stand_alone(caplog):
+    for groups, words in (
+        (None, "over images, each a group of its own: 4 groups"),
+        (["s", "s", "t", "t"], "over groups: 2"),
+    ):
+        caplog.clear()
+        report.test_metrics(table_of(), INTERVAL, {}, np.zeros((4, 1)), groups, 0)
+        assert f"Confidence intervals {words}" in caplog.text
+
+
 def test_rows_of_a_test(tmp_path):
     flags = [[], ["count below zero"], ["one", "two"], []]
     rows = report.test_rows(table_of(), IDS, ["s1", "s1", "s2", "s2"], INTERVAL, flags)
@@ -201,6 +211,19 @@ def test_points_of_a_picture_have_the_colours_of_the_legend():
                 expected[row, column] = colour
     np.testing.assert_array_equal(picture, expected)
     assert legend == [("false: 2", FALSE), ("missed: 1", MISSED), ("found: 1", FOUND)]
+
+
+def test_points_on_the_border_are_drawn_in_the_last_pixels():
+    picture, _ = report.points_picture(np.zeros((20, 24)), [[19.5, 23.5], [-0.5, 10.0]])
+    assert (picture[[19, 0], [23, 10]] == CALLED).all()
+    assert len(np.argwhere(picture.any(2))) == 3 + 4
+
+
+def test_a_table_without_rows_is_written(tmp_path):
+    report.write_rows(tmp_path / "none.csv", [])
+    assert (tmp_path / "none.csv").read_text() == ""
+    report.write_rows(tmp_path / "names.csv", [], ["a", "b"])
+    assert (tmp_path / "names.csv").read_text().split() == ["a,b"]
 
 
 def test_points_without_truth_are_yellow_and_grow_with_the_picture():

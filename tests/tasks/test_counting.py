@@ -15,7 +15,7 @@ from biocnn.inference.counting import density_points
 from biocnn.losses import CountL1, DensityLoss, DensityMSE
 from biocnn.metrics.conformal import ConformalInterval
 from biocnn.networks import FCRNA, UNet
-from biocnn.tasks.counting import CountingTask, floors_of, intensities, kernel_width
+from biocnn.tasks.counting import CountingTask, exchangeable_rows, floors_of, intensities, kernel_width
 from tests.data.drawn_cells import cells, drawn_cells, point_set
 
 PLAIN: dict[str, Any] = {"image_mean": [0.5], "image_std": [0.25]}
@@ -234,6 +234,36 @@ def test_validation_logs_the_errors_and_fits_the_interval() -> None:
     assert (task.interval.images, task.interval_views, task.interval_fits) == (12, 8, True)
     task.alpha = 0.2
     assert not task.interval_fits
+
+
+class Grouped:
+    """What a task asks a datamodule for."""
+
+    def __init__(self, groups: list[str] | None, seed: int = 0) -> None:
+        self.seed, self._groups = seed, groups
+
+    def groups(self, split: str) -> list[str] | None:
+        assert split == "valid"
+        return self._groups
+
+
+def test_an_interval_is_fitted_on_one_image_of_each_group() -> None:
+    groups = [f"slide{number % 7}" for number in range(30)]
+    index = np.arange(30)
+    drawn = set()
+    for seed in range(8):
+        rows, grouped = exchangeable_rows(index, Grouped(groups, seed))
+        assert grouped
+        assert sorted(groups[row] for row in rows) == sorted(set(groups))
+        assert rows.tolist() == exchangeable_rows(index, Grouped(groups, seed))[0].tolist()
+        drawn.add(tuple(rows))
+    assert len(drawn) > 4  # it is the seed that chooses
+    # Only those that were counted.
+    rows, _ = exchangeable_rows(index[20:], Grouped(groups))
+    assert sorted(groups[20 + row] for row in rows) == sorted(set(groups))
+    for module in (None, Grouped(None)):
+        rows, grouped = exchangeable_rows(index, module)
+        assert (rows.tolist(), grouped) == (index.tolist(), False)
 
 
 def test_validation_within_a_training_is_of_one_view() -> None:

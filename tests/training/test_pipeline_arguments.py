@@ -12,6 +12,7 @@ from biocnn.errors import CheckpointError
 from biocnn.tasks.classification import ClassificationTask
 from biocnn.tasks.segmentation import SegmentationTask
 from biocnn.training.pipeline import Job, PipelineCLI, arguments_from_checkpoint, run_pipeline
+from pipelines.counting import JOB as COUNTING
 from pipelines.pcam import JOB
 from pipelines.tubularity import JOB as TUBULARITY
 
@@ -53,6 +54,14 @@ def test_arguments_of_a_test_come_from_the_checkpoint(tmp_path: Path) -> None:
     )
     assert arguments_from_checkpoint(JOB, ["fit", "--ckpt_path", "last"]) == ["fit", "--ckpt_path", "last"]
     assert arguments_from_checkpoint(JOB, ["test", "--help"]) == ["test", "--help"]
+
+
+def test_regions_may_be_named_without_the_group_of_their_argument() -> None:
+    for said, meant in ((["--rois", "a.zip"], ["--data.rois", "a.zip"]), (["--rois=--rois"], ["--data.rois=--rois"])):
+        assert arguments_from_checkpoint(COUNTING, ["fit", *said]) == ["fit", *meant]
+        assert arguments_from_checkpoint(JOB, ["fit", *said]) == ["fit", *said]  # which has no regions
+    others = ["fit", "--data.rois", "rois", "--data.images=--rois"]
+    assert arguments_from_checkpoint(COUNTING, others) == others
 
 
 def test_a_network_without_a_description_needs_the_config(tmp_path: Path) -> None:
