@@ -6,7 +6,8 @@ out, and nothing else does. Density, sum and errors are float32 or more under an
 
 Validation. During `fit` the validation images are predicted once per epoch, in one view; `Trainer.validate` predicts
 them as `test` and `predict` do. Either way the interval of counts (:mod:`biocnn.metrics.conformal`) is fitted on them
-and becomes part of the checkpoint, with the number of views that it is for. Where a manifest has groups it is fitted on
+and becomes part of the checkpoint, with the number of views that it is for; `Trainer.validate` finds the factor on all
+counts (:mod:`biocnn.metrics.count_scale`) first. Where a manifest has groups it is fitted on
 one image of each, drawn by the seed: images of one group err alike, so that more of them would promise too much.
 
 References: Lempitsky, Zisserman: Learning to count objects in images. NIPS 2010; Xie, Noble, Zisserman: Microscopy cell
@@ -27,6 +28,7 @@ from torch import nn
 from biocnn.data.point_images import PointImages
 from biocnn.losses import CountL1, DensityLoss, DensityMSE
 from biocnn.metrics.conformal import ConformalInterval
+from biocnn.metrics.count_scale import count_factor, scaled_mae
 from biocnn.metrics.counting import CountingMetrics, summarise_counts
 from biocnn.metrics.floors import LEAST_IMAGES, constant_floor, intensity_floor, summed_intensity
 from biocnn.networks.resolution import output_stride_of, spread, sum_pool, valid_cells
@@ -74,6 +76,7 @@ class CountingTask(Task):
         interval: of counts; None before any validation.
         interval_views: symmetries of the image that it is for.
         interval_per_group: whether it was fitted on one image of each group, as groups were known.
+        count_factor: of all densities, as validation images were counted too low or too high; 1 before that.
         floors: ``constant``, the mean training count, and ``linear``, the fields of an
             :class:`~biocnn.metrics.floors.IntensityFloor` or None; empty if no training set was at hand.
         find_points: finds points in a density map, for the point metrics and callbacks; no points are found when None.
@@ -109,6 +112,7 @@ class CountingTask(Task):
         self.test_metrics = CountingMetrics(tolerance)
         self.interval: ConformalInterval | None = None
         self.interval_views, self.interval_per_group = 0, False
+        self.count_factor = 1.0
         self.floors: dict[str, Any] = {}
         self.find_points: PointFinder | None = None
 
@@ -134,6 +138,7 @@ class CountingTask(Task):
     def on_fit_start(self) -> None:
         """Remember what the data are, and how well the training images are counted without a network."""
         super().on_fit_start()
+        self.count_factor = 1.0  # that of a checkpoint is of other weights
         points = getattr(getattr(self.trainer, "datamodule", None), "points", None)
         if points is not None:
             self.floors = floors_of(points("train"))
@@ -152,7 +157,8 @@ class CountingTask(Task):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Density (B, 1, H, W) of images (B, C, H, W) in 0..1, all at once: cells per pixel, float32 or more."""
         size = (image.shape[2], image.shape[3])
-        return spread(self.output(image), output_stride_of(self.network), size) / self.density_scale
+        density = spread(self.output(image), output_stride_of(self.network), size)
+        return density * (self.count_factor / self.density_scale)
 
     def image_density(self, image: torch.Tensor, views: int | None = None) -> torch.Tensor:
         """Density (1, H, W) float32 of one image (C, H, W) of any size, by tiles; the mean over its views.
@@ -212,8 +218,12 @@ class CountingTask(Task):
         values = {f"val_{name}": torch.tensor(float(summary[name] or 0.0)) for name in _LOGGED}
         fitting = self.trainer.state.fn == "fit"
         # Every process has computed the same values from all images; their mean is the same again.
-        self.log_dict(values, prog_bar=True, sync_dist=True)
         found, true, index = (table[name].cpu().numpy() for name in ("predicted_count", "true_count", "index"))
+        values["val_mae_scaled"] = torch.tensor(scaled_mae(found, true))
+        self.log_dict(values, prog_bar=True, sync_dist=True)
+        if not fitting:
+            factor = count_factor(found, true)
+            self.count_factor, found = self.count_factor * factor, found * factor
         rows, self.interval_per_group = exchangeable_rows(index, getattr(self.trainer, "datamodule", None))
         self.interval = ConformalInterval.fit(found[rows], true[rows], self.alpha)
         self.interval_views = 1 if fitting else self.views
@@ -226,17 +236,18 @@ class CountingTask(Task):
         return {**super().settings(), **{name: getattr(self, name) for name in own}}
 
     def learned(self) -> dict[str, Any]:
-        """The interval of the last validation, and the floors."""
+        """Interval and factor of the last validation, and the floors."""
         interval = None if self.interval is None else self.interval.to_dict()
-        own = ("interval_views", "interval_per_group", "floors")
+        own = ("interval_views", "interval_per_group", "count_factor", "floors")
         return {"interval": interval, **{name: getattr(self, name) for name in own}}
 
     def restore_learned(self, stored: dict[str, Any]) -> None:
-        """Take interval and floors from a checkpoint, and the scale that its weights were trained with."""
+        """Take interval, factor and floors from a checkpoint, and the scale that its weights were trained with."""
         interval = stored.get("interval")
         self.interval = None if interval is None else ConformalInterval.from_dict(interval)
         self.interval_views, self.floors = stored.get("interval_views", 0), stored.get("floors", {})
         self.interval_per_group = stored.get("interval_per_group", False)
+        self.count_factor = stored.get("count_factor", 1.0)
         self.density_scale = _trained_scale(stored["settings"]["density_scale"], self.density_scale)
 
 

@@ -97,10 +97,18 @@ def finish_run(trainer: pl.Trainer, task: CountingTask, datamodule: CountingData
 
 
 def fit_interval(trainer: pl.Trainer, task: CountingTask, datamodule: CountingDataModule) -> float:
-    """Count the validation images as `test` will, fit the interval on them, and return their mean absolute error."""
+    """Count the validation images as `test` will, and fit factor and interval on them.
+
+    Returns:
+        Their mean absolute error, counts multiplied by the factor.
+    """
+    task.count_factor = 1.0
     found = trainer.validate(task, datamodule, verbose=False)[0]
-    rank_zero_info(f"Validation in {task.views} view(s): MAE {found['val_mae']:.3f}, bias {found['val_bias']:+.3f}")
-    return float(found["val_mae"])
+    rank_zero_info(
+        f"Validation in {task.views} view(s): MAE {found['val_mae']:.3f}, bias {found['val_bias']:+.3f}; "
+        f"MAE {found['val_mae_scaled']:.3f} with counts times {task.count_factor:.4f}"
+    )
+    return float(found["val_mae_scaled"])
 
 
 def _wants_reestimation(task: CountingTask, datamodule: CountingDataModule) -> bool:
@@ -196,6 +204,7 @@ def report_test(trainer: pl.Trainer, task: CountingTask, datamodule: CountingDat
         **stamp_of(datamodule, path),
         "views": task.views,
         "density_scale": task.density_scale,
+        "count_factor": task.count_factor,
         "interval_per_group": task.interval_per_group,
         "seed": task.data_description.get("seed"),
         "training_images": (task.data_description.get("sizes") or {}).get("train"),

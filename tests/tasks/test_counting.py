@@ -228,7 +228,14 @@ def test_validation_logs_the_errors_and_fits_the_interval() -> None:
     assert logged["val_rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
     assert logged["val_bias"] == pytest.approx(error.mean(), rel=1e-5)
     assert logged["val_mae"] <= logged["val_game1"] <= logged["val_game2"] <= logged["val_game3"]
-    expected = ConformalInterval.fit(found, true, 0.1)
+    # Twice the density and 3 more: far more than chance, so all counts get a factor before the interval is fitted.
+    factor = sum(true) / sum(found)
+    assert task.count_factor == pytest.approx(factor, rel=1e-5)
+    assert logged["val_mae_scaled"] == pytest.approx(np.abs(np.array(found) * factor - true).mean(), rel=1e-5)
+    assert task(data[0]["image"]).sum().item() == pytest.approx(
+        factor * task.output(data[0]["image"]).sum().item() / task.density_scale, rel=1e-5
+    )
+    expected = ConformalInterval.fit(np.array(found) * factor, true, 0.1)
     assert task.interval is not None
     assert task.interval.quantile == pytest.approx(expected.quantile, rel=1e-5)
     assert (task.interval.images, task.interval_views, task.interval_fits) == (12, 8, True)
