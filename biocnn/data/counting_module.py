@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_info
 
-from biocnn.data.augmentation import Augmentation, TileAugmentation
+from biocnn.data.augmentation import Augmentation, symmetries
 from biocnn.data.datamodule import DataModule, StartMethod
 from biocnn.data.dataset import Batch, BatchDataset
 from biocnn.data.fingerprint import ImageFingerprint, choose_serving
@@ -28,7 +28,7 @@ class CountingDataModule(DataModule):
     Args:
         root: folder that holds the files.
         manifest: name of a shipped manifest, or path of one.
-        augmentation: of the training tiles; :class:`TileAugmentation` with its defaults when None.
+        augmentation: of the training tiles; the symmetries of the square when None.
         tile_size: side of a training tile in pixels.
         tiles_per_epoch: training tiles in an epoch, rounded up so that every image gives as many; as many as cover
             the images once, and at least 8 batches, when None.
@@ -99,7 +99,7 @@ class CountingDataModule(DataModule):
             check_content,
         )
         self.root, self.manifest, self.manifest_argument = self._splits.root, self._splits.manifest, manifest
-        self.augmentation = TileAugmentation() if augmentation is None else augmentation
+        self.augmentation = symmetries() if augmentation is None else augmentation
         self.tile_size, self.tiles_per_epoch, self.sigma, self.sigma_um = tile_size, tiles_per_epoch, sigma, sigma_um
         self.neighbours, self.training_images, self.valid_images = neighbours, training_images, valid_images
         self.folds, self.fold, self.images, self.rois = folds, fold, images, rois

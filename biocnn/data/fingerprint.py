@@ -16,7 +16,7 @@ from biocnn.errors import DataError
 Values = TypeVar("Values", np.ndarray, torch.Tensor)
 
 _STEP = 32  # px; networks that halve the size up to five times take multiples of it
-_TILE, _LARGEST_TILE = 128, 512  # px
+_LARGEST_TILE = 512  # px
 _RADII_IN_A_TILE = 8  # a tile shows four diameters of the widest structure: it, and what it lies in
 _PIXELS_A_STEP = 2**17
 _LEAST_STEPS = 8  # of an epoch, however small the images are
@@ -63,10 +63,15 @@ class ImageFingerprint:
         """What the annotation is like, for people."""
 
     @property
+    def least_tile(self) -> int:
+        """Side of the smallest tile that is chosen, px."""
+        return 128
+
+    @property
     def tile_size(self) -> int:
         """Side of a tile that suits these images, px: a multiple of 32, and at most as large as every image.
 
-        128, or what the annotation asks for if that is more, up to 512.
+        :attr:`least_tile`, or what the annotation asks for if that is more, up to 512.
 
         Raises:
             DataError: if the smallest image has less than 32 rows or columns.
@@ -78,7 +83,7 @@ class ImageFingerprint:
                 f"tiles need at least {_STEP} px. Leave it out, or choose --data.tile_size yourself, at most {side}."
             )
         wanted = _multiple(self.wanted_tile[0], _STEP)
-        return min(max(_TILE, wanted), _LARGEST_TILE, side // _STEP * _STEP)
+        return min(max(self.least_tile, wanted), _LARGEST_TILE, side // _STEP * _STEP)
 
     def batch_size(self, tile_size: int) -> int:
         """Tiles in a step: as many as make 2^17 pixels, 2 to 16."""
@@ -259,7 +264,7 @@ def choose_serving(
     if tile_size is None:
         tile_size = found.tile_size
         lines.append(
-            f"data.tile_size: {tile_size} ({_TILE}, or {found.wanted_tile[1]} if that is more, within "
+            f"data.tile_size: {tile_size} ({found.least_tile}, or {found.wanted_tile[1]} if that is more, within "
             f"{_LARGEST_TILE} and the smallest image, {min(found.size_smallest)} px)"
         )
     if batch_size is None:

@@ -15,7 +15,9 @@ from biocnn.data.point_images import PointImages
 _SIGMA = (1.0, 4.0)  # px; narrower kernels are hardly learned, wider ones leave no peaks to find
 _SIGMA_PER_DISTANCE = 0.25  # peaks of kernels that are wider run into each other
 _LEAST_STD = 0.25  # of the largest; stains of one picture differ by less
-_POINTS_IN_A_TILE = 16  # fewer, and many tiles are empty or hold cells cut by the border only
+_POINTS_IN_A_TILE = 8  # fewer, and many tiles are empty or hold cells cut by the border only
+# Of VGG cells, 16 tiles of 64 px a step do better than 8 of 128 px: they show twice as many images at half the work.
+_LEAST_TILE = 64
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,13 @@ class PointFingerprint(ImageFingerprint):
         )
 
     @property
+    def least_tile(self) -> int:
+        """Side of the smallest tile that is chosen, px."""
+        return _LEAST_TILE
+
+    @property
     def wanted_tile(self) -> tuple[float, str]:
-        """What holds 16 points on average."""
+        """What holds 8 points on average."""
         side = math.sqrt(_POINTS_IN_A_TILE / self.points_per_pixel) if self.points_per_pixel else math.inf
         return min(side, min(self.size_smallest)), f"what holds {_POINTS_IN_A_TILE} cells on average, {side:.0f} px,"
 

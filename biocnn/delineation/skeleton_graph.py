@@ -115,7 +115,8 @@ def mask_graph(
 
     2-D masks are thinned by :func:`biocnn.delineation.thinning.thinned`, 3-D masks by
     :func:`biocnn.metrics.skeleton.skeletonize_safely`. The radius is the distance from the centre of a pixel to that
-    of the nearest background pixel: w / 2 for a structure of an even width of w pixels, (w + 1) / 2 for an odd one.
+    of the nearest background pixel less half a pixel: w / 2 for a structure of an odd width of w pixels, (w - 1) / 2
+    for an even one, which has no pixel in its middle.
 
     Whatever leaves the image is taken to go on beyond its border: its centreline leads to the border, and the border
     does not make it thinner. A structure that runs along the border ends there.
@@ -137,7 +138,7 @@ def mask_graph(
     skeleton = thinned(mask) if mask.ndim == 2 else skeletonize_safely(mask)
     reach_border(skeleton, mask, in_row, sizes)
     pixels = _pixels(skeleton)
-    radii = distances(in_row, pixels, sizes)
+    radii = distances(in_row, pixels, sizes) - sizes.min() / 2
     radii[np.isinf(radii)] = math.nan  # no background
     _fill(graph, skeleton, pixels, radii, probability)
     return graph

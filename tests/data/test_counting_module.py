@@ -100,7 +100,7 @@ def test_what_is_not_given_is_chosen_and_printed(folder: Path, caplog: pytest.Lo
     for text in (
         "fingerprint: 6 training images of 96x80 px",
         "fingerprint: 10.5 cells per image (8 to 13)",
-        "data.tile_size: 64 (128, or what holds 16 cells",
+        "data.tile_size: 64 (64, or what holds 8 cells",
         "data.tiles_per_epoch: 132 (as many from every image",
         f"data.sigma: {made.sigma:g} px (a quarter of the median distance to the nearest neighbour",
         "data audit: train: 6 images",
@@ -359,7 +359,7 @@ def test_wrong_arguments(folder: Path) -> None:
 def test_vgg_cells_with_few_images() -> None:
     made = CountingDataModule(str(SHARED_DATA / "vgg_cells"), training_images=8, valid_images=36, num_workers=0)
     made.setup("fit")
-    assert (made.tile_size, made.batch_size, made.tiles_per_epoch) == (128, 8, 64)
+    assert (made.tile_size, made.batch_size, made.tiles_per_epoch) == (64, 16, 128)
     assert {split: len(made.ids(split)) for split in ("train", "valid")} == {"train": 8, "valid": 36}
     assert max(made.ids("train") + made.ids("valid")) <= "100cell.png"  # the authors test on 101 to 200
     for batch in made.train_dataloader():

@@ -73,12 +73,12 @@ def test_sigma_is_a_quarter_of_the_distance(distance: float | None, sigma: float
 @pytest.mark.parametrize(
     ("per_pixel", "side", "tile"),
     [
-        (0.00268, 256, 128),
-        (3.5e-4, 600, 224),  # sqrt(16 / 3.5e-4) = 213.8
+        (0.00268, 256, 64),  # sqrt(8 / 0.00268) = 54.6, but not less than 64
+        (3.5e-4, 600, 160),  # sqrt(8 / 3.5e-4) = 151.2
         (1e-5, 2048, 512),  # not more than 512
-        (1e-5, 150, 128),  # nor than the image
+        (1e-5, 150, 128),  # nor than the image, in steps of 32
         (0.0, 256, 256),
-        (0.00268, 100, 96),
+        (1e-3, 70, 64),
     ],
 )
 def test_tiles_hold_some_cells(per_pixel: float, side: int, tile: int) -> None:
@@ -89,8 +89,8 @@ def test_what_is_chosen_is_explained() -> None:
     images = drawn_cells(3)  # of 96x80 px
     chosen = choose_serving(images, point_fingerprint(images), None, None, None)
     assert (chosen.tile_size, chosen.batch_size, chosen.tiles_per_epoch) == (64, 16, 129)
-    # 36 points on 3 x 96 x 80 px: 16 of them on 101 x 101 px.
-    assert chosen.lines[0].startswith("data.tile_size: 64 (128, or what holds 16 cells on average, 101 px, if")
+    # 36 points on 3 x 96 x 80 px: 8 of them on 72 x 72 px.
+    assert chosen.lines[0].startswith("data.tile_size: 64 (64, or what holds 8 cells on average, 72 px, if")
     text = "\n".join(VGG_LIKE.lines())
     assert "176.0 cells per image (74 to 317), 26.80 per 100x100 px, median distance to the nearest 8.5 px" in text
 
@@ -125,6 +125,6 @@ def test_vgg_cells() -> None:
     found = point_fingerprint(read_split(load_manifest("vgg_cells"), SHARED_DATA / "vgg_cells", "train"))
     assert found.neighbour_distance is not None
     assert 8 <= found.neighbour_distance <= 9  # 8.5 over all 200 images
-    assert (found.tile_size, found.batch_size(128)) == (128, 8)
+    assert (found.tile_size, found.batch_size(64)) == (64, 16)
     assert 2 <= found.sigma <= 2.25
     assert found.std[:2] == (found.std[2] / 4,) * 2  # the cells are in the blue channel

@@ -289,7 +289,7 @@ def test_the_graph_of_a_bar_that_leaves_the_image_leads_from_border_to_border(wi
     assert sorted(data["position"][1] for _, data in graph.nodes(data=True)) == [0.0, 29.5]
     ((_, _, data),) = graph.edges(data=True)
     middle = data["radius"][10:-10]  # away from ends, where a line of an even width may bend
-    assert (middle == 0.5 * ((width + 1) // 2 if width % 2 else width // 2)).all()
+    assert (middle == 0.5 * (width if width % 2 else width - 1) / 2).all()
     # The border is no edge of the structure: it is not thinner there.
     assert data["radius"][[0, -1]].tolist() == [middle[0]] * 2
 
@@ -319,13 +319,13 @@ def test_a_column_of_even_width_leaves_a_volume() -> None:
     assert {data["position"][2] for _, data in graph.nodes(data=True)} == {0.0, 29.0}
 
 
-def test_radii_are_distances_to_the_background() -> None:
+def test_radii_are_distances_to_the_rim() -> None:
     random = np.random.default_rng(8)
     for shape, spacing in (((40, 50), (1.0, 1.0)), ((40, 50), (0.4, 1.7)), ((16, 18, 20), (2.0, 1.0, 0.5))):
         mask = ndimage.gaussian_filter(random.normal(size=shape), 2) > 0
         graph = mask_graph(mask, spacing)
         # The transform knows no border either.
-        expected = ndimage.distance_transform_edt(mask, sampling=spacing)
+        expected = ndimage.distance_transform_edt(mask, sampling=spacing) - min(spacing) / 2
         for *_, data in graph.edges(data=True):
             pixels = tuple(np.rint(data["path"] / spacing).astype(int).T)
             np.testing.assert_allclose(data["radius"], expected[pixels], rtol=1e-12)

@@ -14,7 +14,7 @@ def test_a_common_factor_is_taken_back() -> None:
 def test_what_chance_explains_is_left_alone() -> None:
     # Errors 3, -2, 2, -1: sum 2, standard deviation sqrt(17 / 3), of the sum 2 sqrt(17 / 3) = 4.8
     true = np.array([100.0, 110.0, 120.0, 130.0])
-    found = true + [3, -2, 2, -1]
+    found = true + np.array([3, -2, 2, -1])
     assert count_factor(found, true) == 1
     assert scaled_mae(found, true) == 2
     # Three more in each: sum 14
