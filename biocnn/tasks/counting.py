@@ -218,17 +218,10 @@ class CountingTask(Task):
         values = {f"val_{name}": torch.tensor(float(summary[name] or 0.0)) for name in _LOGGED}
         fitting = self.trainer.state.fn == "fit"
         # Every process has computed the same values from all images; their mean is the same again.
-        found, true, index = (table[name].cpu().numpy() for name in ("predicted_count", "true_count", "index"))
-        values["val_mae_scaled"] = torch.tensor(scaled_mae(found, true))
+        counts = [table[name].cpu().numpy() for name in ("predicted_count", "true_count")]
+        values["val_mae_scaled"] = torch.tensor(scaled_mae(*counts))
         self.log_dict(values, prog_bar=True, sync_dist=True)
-        if not fitting:
-            factor = count_factor(found, true)
-            self.count_factor, found = self.count_factor * factor, found * factor
-        rows, self.interval_per_group = exchangeable_rows(index, getattr(self.trainer, "datamodule", None))
-        self.interval = ConformalInterval.fit(found[rows], true[rows], self.alpha)
-        self.interval_views = 1 if fitting else self.views
-        if not fitting:
-            warn_of_nothing(table, "validation")
+        _learn_from(self, table, fitting)
 
     def settings(self) -> dict[str, Any]:
         """Constructor arguments other than network and loss, as plain data."""
@@ -249,6 +242,18 @@ class CountingTask(Task):
         self.interval_per_group = stored.get("interval_per_group", False)
         self.count_factor = stored.get("count_factor", 1.0)
         self.density_scale = _trained_scale(stored["settings"]["density_scale"], self.density_scale)
+
+
+def _learn_from(task: CountingTask, table: Mapping[str, torch.Tensor], fitting: bool) -> None:
+    """Fit the interval on the validation images of a table; and before that, once training is over, the factor."""
+    found, true, index = (table[name].cpu().numpy() for name in ("predicted_count", "true_count", "index"))
+    factor = 1.0 if fitting else count_factor(found, true)
+    task.count_factor *= factor
+    task.interval_views = 1 if fitting else task.views
+    if not fitting:
+        warn_of_nothing(table, "validation")
+    rows, task.interval_per_group = exchangeable_rows(index, getattr(task.trainer, "datamodule", None))
+    task.interval = ConformalInterval.fit(found[rows] * factor, true[rows], task.alpha)
 
 
 def exchangeable_rows(index: NDArray[np.int64], datamodule: Any) -> tuple[NDArray[np.int64], bool]:
