@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,11 +55,13 @@ def commands(text: str = README) -> list[str]:
 def test_the_readme_has_the_commands_that_are_run_here() -> None:
     first_words = [" ".join(shlex.split(command)[:2]) for command in commands()]
     assert set(first_words) == {
-        *("make quickstart", "make test", "biocnn data"),
+        *("make quickstart", "make test", "biocnn data", "biocnn delineate"),
         *(f"python pipelines/{name}.py" for name in ("pcam", "tubularity", "ridge_filters", "counting")),
     }
     verbs = {
-        shlex.split(command)[2] for command in commands() if not command.startswith(("make", "python pipelines/ridge"))
+        shlex.split(command)[2]
+        for command in commands()
+        if not command.startswith(("make", "python pipelines/ridge", "biocnn delineate"))
     }
     assert verbs == {"fetch", "verify", "audit", "init", "fit", "test", "predict"}
 
@@ -131,9 +134,13 @@ def test_every_command_works_in_the_order_of_the_readme(
             ]
             more = [*SHORT, *(SHORT_FIT[arguments[0]] if arguments[1] == "fit" else [])] if job in JOBS else []
             assert run_script([*arguments, *more], monkeypatch) == 0, command
-        elif arguments[1] == "fetch":
+        elif arguments[1:2] == ["fetch"]:
             parsed = _parser().parse_args(arguments)  # there is no network in a test
             assert load_manifest(parsed.manifest).files
+        elif arguments[0] == "delineate":
+            run = workplace / "runs" / "tubularity" / newest_run(workplace, "tubularity")
+            found = str(sorted((run / "maps").iterdir())[0])
+            assert main([word.replace("MAP.tif", found) for word in arguments]) == 0, command
         else:
             # Drawn files are not the published ones, which is what `verify` is for.
             expected = 1 if arguments[1] == "verify" else 0
@@ -141,6 +148,7 @@ def test_every_command_works_in_the_order_of_the_readme(
         if arguments[1] == "test":
             notebook_predicts(workplace, job)
     made = {"DIR", "cells", "dish", "lab", "mydata", "patches", "pipelines", "regions.geojson", "runs", "vessels"}
+    made |= {"graph.geojson", "graph.graphml", "graph.png", "graph.swc", "segments.csv"}
     assert {path.name for path in workplace.iterdir()} == made
     assert_run_folder_is_as_described(workplace)
 
@@ -173,6 +181,14 @@ def test_the_losses_work_as_the_readme_shows_them() -> None:
     assert isinstance(names["value"], torch.Tensor)
     names["value"].backward()
     assert logits.grad is not None
+
+
+def test_the_graph_works_as_the_readme_shows_it() -> None:
+    (code,) = [block for block in blocks("python") if "score_graph" in block]
+    mask = vessels(0, 120, 100)[1]
+    names: dict[str, Any] = {"tubularity": mask * 0.9, "mask": mask}
+    exec(code, names)
+    assert names["scores"]["quality_2um"] > 0.8
 
 
 def assert_run_folder_is_as_described(workplace: Path) -> None:

@@ -232,6 +232,8 @@ def _across(
         return []
     ends, times = np.unique([(piece[0], piece[-1]) for piece in evident], return_counts=True)
     loose = ends[times == 1]
+    if len(loose) < 2:
+        return []
     pixels = grid.pixels(loose)
     inside = depth[tuple(pixels.T)]
     joined = {(min(a, b), max(a, b)) for a, b in ((piece[0], piece[-1]) for piece in pieces)}

@@ -123,16 +123,7 @@ class UNet(nn.Module):
         Raises:
             ValueError: if the image has another number of axes or channels.
         """
-        if image.ndim != self.dimensions + 2 or image.shape[1] != self.in_channels:
-            axes = "D, H, W" if self.dimensions == 3 else "H, W"
-            raise ValueError(
-                f"UNet was made for images (B, {self.in_channels}, {axes}), received {tuple(image.shape)}."
-            )
-        if self.dimensions == 2:
-            image = image.contiguous(memory_format=torch.channels_last)
-        skips = [self.encoder[0](image)]
-        for encode in list(self.encoder)[1:]:
-            skips.append(encode(halve(skips[-1])))  # level k: (B, channels[k], *ceil(S / 2^k))
+        skips = self.encode(image)
         features = skips.pop()
         supervised = len(self.heads) if self.training else 1
         logits: list[torch.Tensor] = []
@@ -145,6 +136,24 @@ class UNet(nn.Module):
             if level < supervised:
                 logits.insert(0, self._to_full_size(self.heads[level](features), level, image.shape[2:]))
         return logits if self.training and self.init_args["deep_supervision"] else logits[0]
+
+    def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Features of normalised images (B, C, *S) at every level, (B, channels[k], *ceil(S / 2^k)), the finest first.
+
+        Raises:
+            ValueError: if the image has another number of axes or channels.
+        """
+        if image.ndim != self.dimensions + 2 or image.shape[1] != self.in_channels:
+            axes = "D, H, W" if self.dimensions == 3 else "H, W"
+            raise ValueError(
+                f"UNet was made for images (B, {self.in_channels}, {axes}), received {tuple(image.shape)}."
+            )
+        if self.dimensions == 2:
+            image = image.contiguous(memory_format=torch.channels_last)
+        features = [self.encoder[0](image)]
+        for block in list(self.encoder)[1:]:
+            features.append(block(halve(features[-1])))
+        return features
 
     def _to_full_size(self, logits: torch.Tensor, level: int, size: Sequence[int]) -> torch.Tensor:
         if level == 0:

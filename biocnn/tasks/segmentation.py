@@ -31,6 +31,7 @@ from biocnn.networks.refinement import Output, finest, refine
 from biocnn.networks.tiling import predict_tiles, tiling_of
 from biocnn.networks.views import D4_VIEWS
 from biocnn.tasks.base import Stage, Task
+from biocnn.tasks.path_training import PathTraining, check_paths
 from biocnn.tasks.thresholds import Thresholds
 
 
@@ -60,6 +61,7 @@ class SegmentationTask(Task):
         tolerance: of correctness, completeness and quality, in pixels.
         min_size: components of fewer pixels are left out of Betti numbers, in truth and prediction.
         membranes: whether to compare the cells between the structures as well (V-Rand, V-Info).
+        paths: how a network that can, such as :class:`biocnn.networks.DualUseUNet`, learns to classify paths as well.
     """
 
     def __init__(
@@ -80,16 +82,18 @@ class SegmentationTask(Task):
         tolerance: float = 3.0,
         min_size: int = 0,
         membranes: bool = False,
+        paths: PathTraining | None = None,
     ) -> None:
         super().__init__(
             network, BCE() + Dice() if loss is None else loss, lr, weight_decay, warmup, image_mean, image_std
         )
         _check_steps(refinement_steps, refinement_start, prediction_steps)
+        check_paths(paths, network, refinement_steps)
         self.refinement_steps, self.refinement_start = refinement_steps, refinement_start
         self.prediction_steps, self.tile_size = prediction_steps, tile_size
         self.test_time_augmentation, self.drop_specks = test_time_augmentation, drop_specks
         self.tolerance, self.min_size, self.membranes = tolerance, min_size, membranes
-        self.thresholds = Thresholds()
+        self.thresholds, self.paths = Thresholds(), paths
         self.val_metrics = SegmentationMetrics(tolerance=tolerance, min_size=min_size)
         self.test_metrics = SegmentationMetrics(tolerance=tolerance, min_size=min_size, membranes=membranes)
         self.search = SizeSearch(min_size)
@@ -134,24 +138,13 @@ class SegmentationTask(Task):
         """
         for output in self.steps(image, steps or self.step_count):
             logits = finest(output)
-        expected = (len(image), 1, *image.shape[2:])
-        if logits.shape != expected:
-            raise ValueError(
-                f"{type(self.network).__name__} returned {tuple(logits.shape)}, expected {expected}: make it with one "
-                "output channel, and such that its output has the size of the image."
-            )
+        _check_shape(self.network, image, logits)
         return logits
 
     def image_logits(self, image: torch.Tensor, views: int | None = None, steps: int | None = None) -> torch.Tensor:
         """Logits (1, H, W) float32 of one image (C, H, W) in 0..1 of any size, by tiles; the mean over its views."""
         count = steps or self.step_count
-        halo, stride = tiling_of(self.network)
-        tile = self.tile_size
-        if halo is None:
-            tile = self.data_description.get("tile_size") or tile
-        else:
-            halo *= count  # a step sees the map of the step before as far as the halo, and so on
-            tile = max(tile, 2 * (halo + stride))
+        tile, halo, stride = _tiling(self, count)
         return predict_tiles(partial(self, steps=count), image, tile, halo, stride, views=views or self.views)
 
     def training_loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -160,6 +153,8 @@ class SegmentationTask(Task):
         total = torch.zeros((), device=batch["image"].device)
         for number, output in enumerate(self.steps(batch["image"], count), start=1):
             total = total + 2 * number / (count * (count + 1)) * depth_loss(self.loss, output, batch)
+        if self.paths is not None:
+            total = total + self.paths.loss(self, batch, torch.sigmoid(finest(output).detach()))
         return total
 
     @property
@@ -187,6 +182,8 @@ class SegmentationTask(Task):
         if stage == "val":
             if searching:
                 self.search.update(probability, batch["mask"], batch.get("valid"))
+            if self.paths is not None and self.trainer.state.fn == "fit":
+                self.paths.validate(self, batch, probability)
             self.log("val_bce", BCE()(logits, batch["mask"], batch.get("valid")), batch_size=1, sync_dist=True)
         return probability
 
@@ -222,7 +219,7 @@ class SegmentationTask(Task):
         self.log("val_threshold", torch.tensor(threshold), sync_dist=True)
 
     def settings(self) -> dict[str, Any]:
-        """Constructor arguments other than network and loss, as plain data."""
+        """Constructor arguments other than network, loss and paths, as plain data."""
         names = ("refinement_steps", "refinement_start", "prediction_steps", "test_time_augmentation", "drop_specks")
         own = (*names, "tile_size", "tolerance", "min_size", "membranes")
         return {**super().settings(), **{name: getattr(self, name) for name in own}}
@@ -248,6 +245,24 @@ def _check_steps(refinement_steps: int, refinement_start: float, prediction_step
         raise ValueError(
             f"prediction_steps={prediction_steps} needs a network that was trained with refinement_steps > 1."
         )
+
+
+def _check_shape(network: nn.Module, image: torch.Tensor, logits: torch.Tensor) -> None:
+    expected = (len(image), 1, *image.shape[2:])
+    if logits.shape != expected:
+        raise ValueError(
+            f"{type(network).__name__} returned {tuple(logits.shape)}, expected {expected}: make it with one output "
+            "channel, and such that its output has the size of the image."
+        )
+
+
+def _tiling(task: SegmentationTask, steps: int) -> tuple[int, int | None, int]:
+    """Tile size, halo and stride of whole images."""
+    halo, stride = tiling_of(task.network)
+    if halo is None:
+        return task.data_description.get("tile_size") or task.tile_size, None, stride
+    halo *= steps  # a step sees the map of the step before as far as the halo, and so on
+    return max(task.tile_size, 2 * (halo + stride)), halo, stride
 
 
 def depth_loss(loss: nn.Module, output: Output, batch: Mapping[str, Any]) -> torch.Tensor:

@@ -94,6 +94,21 @@ def test_no_candidate_has_a_longer_gap(gap: float, bridged: bool) -> None:
     assert ((columns.min(axis=1) < 30) & (columns.max(axis=1) > 41)).any() == bridged
 
 
+@pytest.mark.parametrize("tail", [False, True])
+def test_a_ring_has_no_loose_end_and_with_a_tail_one(tail: bool) -> None:
+    rows, columns = np.indices((64, 64)) - 32
+    structure = np.abs(np.hypot(rows, columns) - 20) < 2
+    structure[31:34, 52:62] |= tail
+    probability = np.where(structure, 0.9, 0.0)
+    found = candidate_paths(probability, sample_points(probability))
+    # All of the ring is covered, whatever it is cut into.
+    covered = np.zeros(structure.shape, bool)
+    for path in found.paths:
+        covered[tuple(path.T)] = True
+    angles = np.arctan2(*(np.argwhere(covered).T - 32))
+    assert len(np.unique(np.floor(angles / (2 * np.pi) * 36))) == 36
+
+
 def test_the_unit_does_not_matter() -> None:
     probability = cross(gap=True)
     samples = sample_points(probability)

@@ -1,0 +1,93 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from biocnn.delineation.candidates import Candidates, candidate_paths
+from biocnn.delineation.globally import delineate_globally
+from biocnn.delineation.path_weights import learned_weights
+from biocnn.delineation.samples import sample_points
+from biocnn.errors import DataError
+from biocnn.inference.paths import path_probabilities
+from biocnn.inference.segmentation import Segmenter
+from biocnn.networks import DualUseUNet, UNet
+from biocnn.networks.path_tiles import draw_paths
+from biocnn.tasks.segmentation import SegmentationTask
+from biocnn.tasks.thresholds import Thresholds
+from tests.data.drawn import vessels
+
+
+def segmenter(network: nn.Module, **description: Any) -> Segmenter:
+    task = SegmentationTask(network, image_mean=[0.3], image_std=[0.2], drop_specks=False)
+    task.thresholds = Thresholds(0.5, 0, 8, 1)
+    task.data_description = description
+    return Segmenter(task.eval())
+
+
+@pytest.fixture
+def drawn() -> tuple[np.ndarray, Candidates]:
+    """An image, and candidates in a map of it."""
+    image, mask = vessels(3)
+    probability = np.where(mask, 0.9, 0.05)
+    return image, candidate_paths(probability, sample_points(probability))
+
+
+def test_probabilities_are_those_of_the_network(drawn: tuple[np.ndarray, Candidates]) -> None:
+    image, candidates = drawn
+    torch.manual_seed(0)
+    network = DualUseUNet(1, channels=(4, 8))
+    # Tiles that hold the whole image: then what the network says of it is what is asked for.
+    found = path_probabilities(segmenter(network), image, candidates, tile=96, batch_size=5)
+    normalised = ((torch.from_numpy(image) / 255 - 0.3) / 0.2).expand(len(candidates), 1, 96, 80)
+    with torch.inference_mode():
+        logits = network.eval().path_logits(normalised, draw_paths(candidates.paths, (96, 80)))
+    assert len(candidates) > 5
+    assert (found.shape, found.dtype) == ((len(candidates),), np.float64)
+    np.testing.assert_allclose(found, torch.sigmoid(logits).numpy(), atol=1e-6)
+    assert np.ptp(found) > 1e-3
+
+
+def test_the_tile_is_that_of_the_training(drawn: tuple[np.ndarray, Candidates]) -> None:
+    image, candidates = drawn
+    torch.manual_seed(0)
+    network = DualUseUNet(1, channels=(4, 8), norm="instance")  # the whole tile counts
+    known = path_probabilities(segmenter(network, tile_size=48), image, candidates)
+    np.testing.assert_array_equal(known, path_probabilities(segmenter(network), image, candidates, tile=48))
+    assert (known != path_probabilities(segmenter(network), image, candidates, tile=96)).any()
+
+
+class Brightness(DualUseUNet):
+    """A path is probable if the image is bright all along it."""
+
+    def path_logits(self, image: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
+        return 10 * torch.where(path > 0, image, torch.inf).amin((1, 2, 3))
+
+
+def test_a_delineation_weighs_its_candidates_by_them() -> None:
+    image = np.full((64, 64), 50, np.uint8)
+    image[30:33, 4:60] = 150
+    probability = np.where(image > 100, 0.9, 0.02)
+    probability[:, 28:40] = 0.02  # where the map has lost the line
+    model = segmenter(Brightness(1, channels=(4,)))
+
+    def weights(candidates: Candidates) -> np.ndarray:
+        return learned_weights(path_probabilities(model, image, candidates), candidates)
+
+    graph, _ = delineate_globally(probability, weights=weights, gap=13)
+    assert (graph.number_of_nodes(), graph.number_of_edges()) == (2, 1)
+    # Now there is a gap in the image: the way over it weighs more than a component costs.
+    image[:, 30:34] = 50
+    graph, _ = delineate_globally(probability, weights=weights, gap=13)
+    assert (graph.number_of_nodes(), graph.number_of_edges()) == (4, 2)
+
+
+def test_none_and_networks_that_cannot(drawn: tuple[np.ndarray, Candidates]) -> None:
+    image, candidates = drawn
+    none = candidate_paths(np.zeros((96, 80)), [])
+    assert path_probabilities(segmenter(DualUseUNet(1, channels=(4,))), image, none).shape == (0,)
+    with pytest.raises(DataError, match="UNet cannot classify paths"):
+        path_probabilities(segmenter(UNet(1, channels=(4,))), image, candidates)
+    with pytest.raises(ValueError, match="not one of pixels"):
+        path_probabilities(segmenter(DualUseUNet(1, channels=(4,))), image[:50], candidates)
