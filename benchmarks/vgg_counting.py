@@ -55,7 +55,7 @@ def one_run(root: Path, count: int, seed: int, runs: Path, threads: int, more: l
         "seed": seed,
         "fit_s": round(seconds),
         "threads": threads,
-        **{key: round(metrics[key], 4) for key in KEYS},
+        **{key: None if metrics[key] is None else round(metrics[key], 4) for key in KEYS},
     }
 
 

@@ -185,12 +185,23 @@ def _init(arguments: argparse.Namespace) -> int:
 
 def _delineate(arguments: argparse.Namespace) -> int:
     report, images = import_module("biocnn.report.delineation"), import_module("biocnn.data.images")
+    targets = {
+        "--out": (arguments.out, (".graphml", ".swc", ".geojson", ".json")),
+        "--swc": (arguments.swc, (".swc",)),
+        "--geojson": (arguments.geojson, (".geojson", ".json")),
+        "--table": (arguments.table, (".csv",)),
+        "--overlay": (arguments.overlay, (".png",)),
+    }
+    inputs = [path for path in (arguments.map, arguments.image) if path]
+    report.check_targets(targets, inputs, arguments.overwrite)
     graphs = [path for path in (arguments.out, arguments.swc, arguments.geojson) if path]
-    others = [path for path in (arguments.table, arguments.overlay) if path]
-    report.check_targets([*graphs, *others], arguments.overwrite)
     probability, size = report.read_map(arguments.map)
     size = arguments.pixel_size or size
     picture = images.read_image(arguments.image).array if arguments.image else probability
+    if arguments.image and picture.shape[:2] != probability.shape[-2:]:
+        shapes = f"{picture.shape[:2]} and {probability.shape[-2:]}"
+        print(f"biocnn: {arguments.image} and {arguments.map} differ in rows and columns: {shapes}.", file=sys.stderr)
+        return CANNOT_RUN
     delineate = import_module("biocnn.delineation.delineate").delineate
     try:
         graph = delineate(
@@ -210,8 +221,13 @@ def _delineate(arguments: argparse.Namespace) -> int:
         print("No pixel size in the file: lengths are in pixels, not micrometres. Give --pixel-size.", file=sys.stderr)
     overlay = (arguments.overlay, picture) if arguments.overlay else None
     written = report.write_delineation(graph, graphs, arguments.table, overlay)
+    if not len(graph):
+        highest = probability.max() if probability.size else 0
+        print(
+            f"Nothing reaches the threshold {arguments.threshold:g}: the largest value is {highest:g}.", file=sys.stderr
+        )
     print(report.describe_graph(graph))
-    if (gap := graph.graph.get("optimality_gap")) is not None:
+    if len(graph) and (gap := graph.graph.get("optimality_gap")) is not None:
         print(f"The selection is within {100 * gap:.2g} % of the best possible one.")
     print(*(f"wrote {path}" for path in written), sep="\n")
     return OK

@@ -186,7 +186,7 @@ def test_the_losses_work_as_the_readme_shows_them() -> None:
 def test_the_graph_works_as_the_readme_shows_it() -> None:
     (code,) = [block for block in blocks("python") if "score_graph" in block]
     mask = vessels(0, 120, 100)[1]
-    names: dict[str, Any] = {"tubularity": mask * 0.9, "mask": mask}
+    names: dict[str, Any] = {"tubularity": mask * 0.9, "truth": mask}
     exec(code, names)
     assert names["scores"]["quality_2um"] > 0.8
 

@@ -1,5 +1,6 @@
 """One call from a tubularity map to a graph, by any of the delineators."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -13,6 +14,7 @@ from biocnn.delineation.globally import delineate_globally
 from biocnn.delineation.pruning import drop_small, prune_spurs
 from biocnn.delineation.samples import checked_map
 from biocnn.delineation.skeleton_graph import mask_graph
+from biocnn.errors import DataError
 
 Method = Literal["global", "bridged", "skeleton"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -39,7 +41,7 @@ def delineate(
         threshold: where structures are evident, above 0 and below 1.
         gap: longest gap that is closed, in the unit of the graph; None for 15 pixels. Not used by ``"skeleton"``.
         shortest: components of a smaller total length are left out, in the unit of the graph.
-        loops: whether structures may close loops; with False the global method makes a forest. The others keep loops.
+        loops: whether structures may close loops; False is for the global method, which then makes a forest.
         time_limit: seconds for the selection of the global method, which then falls back on a heuristic.
 
     Returns:
@@ -56,6 +58,15 @@ def delineate(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, received {method!r}.")
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must be above 0 and below 1, received {threshold}.")
+    for name, length in (("gap", gap), ("shortest", shortest)):
+        if length is not None and not 0 <= length < math.inf:
+            raise ValueError(f"{name} must be a length of 0 or more, received {length}.")
+    if not loops and method != "global":
+        raise ValueError(f"Only the global method makes trees; received loops=False for {method!r}.")
+    if pixel_size is not None and len(pixel_size) != np.ndim(probability):
+        raise DataError(
+            f"pixel_size: expected {np.ndim(probability)} numbers, one for each axis of the map, received {pixel_size}."
+        )
     values, steps = checked_map(probability, pixel_size)
     if method == "global":
         graph, selection = delineate_globally(values, pixel_size, loops, time_limit, threshold=threshold, gap=gap)

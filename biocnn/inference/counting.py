@@ -31,7 +31,7 @@ class Count(NamedTuple):
     Attributes:
         cells: the sum of the density; seldom a whole number, and below 0 where a network predicts less than nothing.
         low: 0 without an interval.
-        high: infinite without an interval.
+        high: infinite without an interval, as below 0, where no validation image was.
     """
 
     cells: float
@@ -50,7 +50,7 @@ def count_of(task: CountingTask, density: NDArray[np.floating], inside: NDArray[
         inside: (H, W), where pixels count; None counts all.
     """
     count = float(np.sum(density if inside is None else density[inside], dtype=np.float64))
-    if task.interval is None or not task.interval_fits:
+    if task.interval is None or not task.interval_fits or count < 0:
         return Count(count, 0.0, math.inf)
     low, high = task.interval.interval(count)
     return Count(count, float(low), float(high))

@@ -187,7 +187,7 @@ def points_picture(
     shape = np.shape(image)[:2]
     picture = overlay(image, np.zeros(shape, bool), None, valid)
     if true is None:
-        layers = [("cells", places, CALLED)]
+        layers = [("points found", places, CALLED)]
     else:
         truth = np.asarray(true, dtype=np.float64).reshape(-1, 2)
         match = match_points(places, truth, tolerance)

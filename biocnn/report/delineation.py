@@ -1,6 +1,7 @@
 """A tubularity map on disk, and the files that its graph becomes."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import networkx as nx
@@ -15,11 +16,14 @@ from biocnn.errors import DataError
 from biocnn.report.graph_overlay import write_graph_overlay
 from biocnn.report.segments import write_segments
 
+_WIDE = 600  # px, at least, of an overlay: smaller images are enlarged, or one would see nothing of the lines
+
 
 def read_map(path: str | Path) -> tuple[NDArray[np.float32], tuple[float, ...] | None]:
     """A tubularity map or a mask, as values in 0..1, and its pixel size in micrometres; None if the file has none.
 
-    Whole numbers are divided by the largest of their type, so that 255 of an 8-bit map or mask is 1.
+    Whole numbers are divided by the largest of their type, so that 255 of an 8-bit map or mask is 1; those of a mask of
+    0 and 1 are taken as they are.
 
     Returns:
         (H, W) or (D, H, W) float32, and a number for each axis.
@@ -35,8 +39,8 @@ def read_map(path: str | Path) -> tuple[NDArray[np.float32], tuple[float, ...] |
             f"{path} has {values.shape[-1]} channels. A tubularity map has one: give the map of a prediction, such as "
             "RUN/maps/NAME.tif, or a mask."
         )
-    if values.dtype.kind == "u":
-        values = values / np.float32(np.iinfo(values.dtype).max)
+    if values.dtype.kind in "ui" and values.size and values.min() >= 0:
+        values = values / np.float32(1 if values.max() <= 1 else np.iinfo(values.dtype).max)
     elif values.dtype.kind != "b" and not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
         raise DataError(
             f"{path} holds {values.dtype} from {values.min():g} to {values.max():g}; a map has probabilities "
@@ -46,17 +50,31 @@ def read_map(path: str | Path) -> tuple[NDArray[np.float32], tuple[float, ...] |
     return values.astype(np.float32), size if size is None or len(size) == values.ndim else None
 
 
-def check_targets(paths: Sequence[str | Path], overwrite: bool) -> None:
+def check_targets(
+    targets: Mapping[str, tuple[str | None, Sequence[str]]], inputs: Sequence[str], overwrite: bool
+) -> None:
     """Make sure, before anything is computed, that files can be written.
 
+    Args:
+        targets: by option, the path, None if it is not wanted, and the suffixes that it may have.
+        inputs: files that are read.
+        overwrite: whether files that are there may be replaced; never one that is read.
+
     Raises:
-        DataError: if a file is there and may not be overwritten, or a path is given twice.
+        DataError: if a suffix is another one, a file is there and may not be replaced, or two options name one file.
     """
-    names = [Path(path).resolve() for path in paths]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise DataError(f"{', '.join(map(str, sorted(twice)))} is named for two outputs. Give each a name of its own.")
-    if not overwrite and (there := [str(path) for path in paths if Path(path).exists()]):
-        raise DataError(f"{', '.join(there)} is there already. Choose another name, or pass --overwrite.")
+    seen = {Path(path).resolve(): "an input" for path in inputs}
+    for option, (path, suffixes) in targets.items():
+        if path is None:
+            continue
+        if Path(path).suffix.lower() not in suffixes:
+            raise DataError(f"{option} {path}: expected a name that ends in {' or '.join(suffixes)}.")
+        place = Path(path).resolve()
+        if place in seen:
+            raise DataError(f"{option} {path} is {seen[place]} as well. Give it a name of its own.")
+        if place.exists() and not overwrite:
+            raise DataError(f"{option} {path} is there already. Choose another name, or pass --overwrite.")
+        seen[place] = f"that of {option}"
 
 
 def write_delineation(
@@ -91,7 +109,9 @@ def write_delineation(
         write_segments(table, graph)
         said.append(str(table))
     if overlay is not None:
-        write_graph_overlay(overlay[0], overlay[1], graph)
+        picture = overlay[1]
+        scale = max(1, math.ceil(_WIDE / picture.shape[-1 if picture.ndim != 3 or picture.shape[-1] > 4 else 1]))
+        write_graph_overlay(overlay[0], picture, graph, scale=scale)
         said.append(str(overlay[0]))
     return said
 

@@ -74,7 +74,7 @@ class CountingTask(Task):
 
     Attributes:
         interval: of counts; None before any validation.
-        interval_views: symmetries of the image that it is for.
+        interval_views: symmetries of the image that it is for; 0 while training, after which it is fitted again.
         interval_per_group: whether it was fitted on one image of each group, as groups were known.
         count_factor: of all densities, as validation images were counted too low or too high; 1 before that.
         floors: ``constant``, the mean training count, and ``linear``, the fields of an
@@ -247,12 +247,12 @@ class CountingTask(Task):
 def _learn_from(task: CountingTask, table: Mapping[str, torch.Tensor], fitting: bool) -> None:
     """Fit the interval on the validation images of a table; and before that, once training is over, the factor."""
     found, true, index = (table[name].cpu().numpy() for name in ("predicted_count", "true_count", "index"))
-    factor = 1.0 if fitting else count_factor(found, true)
+    rows, task.interval_per_group = exchangeable_rows(index, getattr(task.trainer, "datamodule", None))
+    factor = 1.0 if fitting else count_factor(found[rows], true[rows])
     task.count_factor *= factor
-    task.interval_views = 1 if fitting else task.views
+    task.interval_views = 0 if fitting else task.views
     if not fitting:
         warn_of_nothing(table, "validation")
-    rows, task.interval_per_group = exchangeable_rows(index, getattr(task.trainer, "datamodule", None))
     task.interval = ConformalInterval.fit(found[rows] * factor, true[rows], task.alpha)
 
 

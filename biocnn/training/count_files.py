@@ -17,12 +17,13 @@ from biocnn.data.point_images import pixels_of
 from biocnn.data.regions import SUFFIXES, Region, read_regions, region_mask
 from biocnn.errors import DataError, DatasetNotFoundError
 from biocnn.inference.counting import count_of, density_points, flags_of, interval_note
-from biocnn.report.counting import count_columns, points_picture, write_points
+from biocnn.report.counting import count_columns, points_picture, write_points, write_rows
 from biocnn.report.overlay import write_map, write_overlay
 from biocnn.tasks.counting import CountingTask
 from biocnn.training.maps import file_names
 from biocnn.training.runs import make_room, read_json, result_stamp, run_of
 
+TABLE = "predictions.csv"
 _PLANE = re.compile(r"#\d+$")
 """What stands after the path of a plane of a stack."""
 
@@ -159,6 +160,8 @@ class CountWriter(Callback):
             regions = [(region.name, region_mask(region, shape)) for region in self._regions[index]]
             size, beyond = batch["pixel_size_um"][position], batch["beyond"][position] if "beyond" in batch else 0.0
             self.rows += count_rows(pl_module, batch["id"][position], density, points, image, size, regions, beyond)
+        # With every image, so that an interruption keeps what was counted.
+        write_rows(self.folder / TABLE, self.rows)
 
     def _write(
         self, task: CountingTask, outputs: dict[str, Any], batch: dict[str, Any], position: int

@@ -37,7 +37,7 @@ from biocnn.report.counting import (
     write_rows,
 )
 from biocnn.tasks.counting import CountingTask, intensities, warn_of_nothing
-from biocnn.training.count_files import CountWriter, TestCounts, stamp_of
+from biocnn.training.count_files import TABLE, CountWriter, TestCounts, stamp_of
 from biocnn.training.maps import file_names
 from biocnn.training.runs import check_kind, open_validation, prediction_path, run_of, versions
 
@@ -92,7 +92,7 @@ def finish_run(trainer: pl.Trainer, task: CountingTask, datamodule: CountingData
         images = f"{task.interval.images} validation images{', one of each group' if task.interval_per_group else ''}"
         rank_zero_info(f"Interval of {100 * (1 - task.alpha):g} %: {text} ({images})")
     script = shlex.join([Path(sys.executable).name, sys.argv[0]])
-    given = f"--data.root {datamodule.root} --data.manifest {datamodule.manifest_argument}"
+    given = shlex.join(["--data.root", str(datamodule.root), "--data.manifest", str(datamodule.manifest_argument)])
     rank_zero_info(f"Trained. To test it: {script} test --ckpt_path {best} {given}")
 
 
@@ -241,15 +241,13 @@ def _picture(path: Path, height: int, width: int) -> np.ndarray:
 
 
 def report_prediction(trainer: pl.Trainer, task: CountingTask, datamodule: CountingDataModule, path: Path) -> None:
-    """After a prediction: write ``predictions.csv``, a row per image and region, beside maps, points and overlays."""
+    """After a prediction: say what was written, a table with a row per image and region, maps, points and overlays."""
     writer = next(callback for callback in trainer.callbacks if isinstance(callback, CountWriter))  # type: ignore[attr-defined]
-    target = writer.folder / "predictions.csv"
-    write_rows(target, writer.rows)
     flagged = sum(bool(row["flags"]) for row in writer.rows)
     images = sum(not row["region"] for row in writer.rows)
     print(
         f"{images:,} image(s) counted, {len(writer.rows) - images:,} region(s); {flagged:,} row(s) with flags\n"
-        f"table:    {target}\n"
+        f"table:    {writer.folder / TABLE}\n"
         f"maps:     {writer.folder / 'maps'} (float32 TIFF, cells per pixel)\n"
         f"points:   {writer.folder / 'points'} (CSV)\n"
         f"pictures: {writer.folder / 'overlays'}"

@@ -31,9 +31,15 @@ def test_it_is_used_as_often_as_one_standard_error_says() -> None:
 
 @pytest.mark.parametrize(
     ("found", "true"),
-    [([10.0, 20.0], [20.0, 40.0]), ([0.0, 0.0, 0.0], [5.0, 6.0, 7.0]), ([5.0, 6.0, 7.0], [0.0, 0.0, 0.0])],
+    [
+        ([10.0, 20.0], [11.0, 22.0]),
+        ([10.0, 20.0, 30.0], [13.0, 26.0, 39.0]),
+        ([13.0, 26.0, 39.0], [10.0, 20.0, 30.0]),
+        ([0.0, 0.0, 0.0], [5.0, 6.0, 7.0]),
+        ([5.0, 6.0, 7.0], [0.0, 0.0, 0.0]),
+    ],
 )
-def test_no_factor_from_too_little(found: list[float], true: list[float]) -> None:
+def test_no_factor_from_too_little_or_for_a_network_that_has_not_learned(found: list[float], true: list[float]) -> None:
     assert count_factor(found, true) == 1
 
 

@@ -231,7 +231,7 @@ def test_points_without_truth_are_yellow_and_grow_with_the_picture():
     valid = np.ones((1024, 1100), bool)
     valid[:, :20] = False
     picture, legend = report.points_picture(image, [[500.0, 600.0]], valid=valid)
-    assert legend == [("cells: 1", CALLED)]
+    assert legend == [("points found: 1", CALLED)]
     marked = np.argwhere((picture == np.array(CALLED)).all(2))
     assert len(marked) == 13  # three pixels to each of four sides, and the middle
     assert np.abs(marked - [500, 600]).max() == 3

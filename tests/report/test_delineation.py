@@ -59,6 +59,12 @@ def test_what_makes_no_sense_is_refused() -> None:
         delineate(cross(), method="best")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="threshold must be above 0 and below 1"):
         delineate(cross(), threshold=1.0)
+    with pytest.raises(ValueError, match=r"gap must be a length of 0 or more, received -3\.0"):
+        delineate(cross(), gap=-3.0)
+    with pytest.raises(ValueError, match="Only the global method makes trees"):
+        delineate(cross(), method="bridged", loops=False)
+    with pytest.raises(DataError, match="pixel_size: expected 2 numbers"):
+        delineate(cross(), (0.5,))
     with pytest.raises(DataError, match="nan"):
         delineate(np.full((9, 9), np.nan))
 
@@ -97,8 +103,38 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main([*arguments, "--overwrite"]) == 0
     assert "lengths are in pixels, not micrometres" in capsys.readouterr().err
     assert target.read_text() != "mine"
-    assert main([*arguments, "--overwrite", "--table", str(target)]) == 2
-    assert "is named for two outputs" in capsys.readouterr().err
+    for more, words in (
+        (["--swc", str(target)], "is that of --out as well"),
+        (["--table", str(tmp_path / "s.xlsx")], "expected a name that ends in .csv"),
+        (["--overlay", str(tmp_path / "map.tif")], "expected a name that ends in .png"),
+    ):
+        assert main([*arguments, "--overwrite", *more]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_an_input_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "mask.png"
+    Image.fromarray((cross() > 0).astype(np.uint8)).save(picture)
+    before = picture.read_bytes()
+    arguments = ["delineate", str(picture), "--method", "skeleton", "--out", str(tmp_path / "g.swc")]
+    assert main([*arguments, "--overlay", str(picture), "--overwrite"]) == 2
+    assert "is an input as well" in capsys.readouterr().err
+    assert picture.read_bytes() == before
+    # An image of another size is refused, and the mask of 0 and 1 is one.
+    Image.fromarray(np.zeros((50, 60), np.uint8)).save(tmp_path / "other.png")
+    assert main([*arguments, "--image", str(tmp_path / "other.png"), "--overlay", str(tmp_path / "o.png")]) == 2
+    assert "differ in rows and columns" in capsys.readouterr().err
+    assert not (tmp_path / "g.swc").exists()
+    assert main(arguments) == 0
+    assert "4 segments" in capsys.readouterr().out
+
+
+def test_an_empty_map_is_said_to_be_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_map(tmp_path / "map.tif", 0.3 * cross())
+    assert main(["delineate", str(tmp_path / "map.tif"), "--out", str(tmp_path / "g.swc")]) == 0
+    said = capsys.readouterr()
+    assert "Nothing reaches the threshold 0.5: the largest value is 0.27" in said.err
+    assert "best possible" not in said.out
 
 
 def test_maps_and_masks_of_all_kinds_are_read_alike(tmp_path: Path) -> None:

@@ -218,9 +218,9 @@ def test_eight_views_are_averaged() -> None:
 
 
 def test_validation_logs_the_errors_and_fits_the_interval() -> None:
-    task = CountingTask(Linear(weight=2.0, bias=3.0), **PLAIN)
+    task = CountingTask(Linear(weight=2.0, bias=2.4), **PLAIN)
     data = [batch(seed=number, count=1) for number in range(12)]
-    found = [(2 * (one["image"] - 0.5) / 0.25 + 3).double()[..., :-1].sum().item() / 100 for one in data]
+    found = [(2 * (one["image"] - 0.5) / 0.25 + 2.4).double()[..., :-1].sum().item() / 100 for one in data]
     true = [len(one["points"][0]) for one in data]
     logged = trainer().validate(task, loader(data), verbose=False)[0]
     error = np.array(found) - true
@@ -228,7 +228,7 @@ def test_validation_logs_the_errors_and_fits_the_interval() -> None:
     assert logged["val_rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
     assert logged["val_bias"] == pytest.approx(error.mean(), rel=1e-5)
     assert logged["val_mae"] <= logged["val_game1"] <= logged["val_game2"] <= logged["val_game3"]
-    # Twice the density and 3 more: far more than chance, so all counts get a factor before the interval is fitted.
+    # More than chance, and within what a factor may be, so all counts get a factor before the interval is fitted.
     factor = sum(true) / sum(found)
     assert task.count_factor == pytest.approx(factor, rel=1e-5)
     assert logged["val_mae_scaled"] == pytest.approx(np.abs(np.array(found) * factor - true).mean(), rel=1e-5)
@@ -276,7 +276,7 @@ def test_an_interval_is_fitted_on_one_image_of_each_group() -> None:
 def test_validation_within_a_training_is_of_one_view() -> None:
     task = CountingTask(Linear(), **PLAIN)
     trainer(max_epochs=1).fit(task, loader([batch()]), loader([batch(count=1)]))
-    assert (task.interval_views, task.interval_fits) == (1, False)
+    assert (task.interval_views, task.interval_fits) == (0, False)
 
 
 def test_points_are_scored_when_they_can_be_found() -> None:
