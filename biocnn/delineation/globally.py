@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from biocnn.data.graphs import add_segment, mean_along, merge_chains, new_graph
+from biocnn.data.graphs import add_segment, mean_along, new_graph
 from biocnn.delineation.candidates import GAP, Candidates, candidate_paths, half_widths
+from biocnn.delineation.pruning import prune_spurs
 from biocnn.delineation.samples import SAMPLE_DISTANCE, checked_map, sample_points
 from biocnn.delineation.selection import Selection, select_paths
 from biocnn.delineation.weights import component_price, log_odds, with_continuations
@@ -70,9 +71,7 @@ def delineate_globally(
         worth = np.asarray(weights(candidates), np.float64)
     selection = select_paths(candidates, worth, loops, price, time_limit)
     graph = graph_of(candidates, selection.chosen, values, spacing, threshold)
-    for _ in range(2):  # a spur may hide another
-        graph = merge_chains(_without_spurs(graph, SPUR * side))
-    return _smoothed(graph), selection
+    return _smoothed(prune_spurs(prune_spurs(graph), SPUR * side)), selection
 
 
 def graph_of(
@@ -97,22 +96,6 @@ def graph_of(
         score = mean_along(values[along].astype(np.float64), lengths)
         add_segment(graph, start, end, points, width[along], score)
     return graph
-
-
-def _without_spurs(graph: nx.MultiGraph, least: float) -> nx.MultiGraph:
-    """A copy without branches to end points no longer than `least` or the radius at their branch point."""
-    result = merge_chains(graph)
-    spurs = []
-    for one, two, key, data in result.edges(keys=True, data=True):
-        for end, base in ((one, two), (two, one)):
-            if result.degree(end) == 1 and result.degree(base) > 2:
-                radius = result.nodes[base]["radius"]
-                if data["length"] <= max(least, radius if np.isfinite(radius) else 0.0):
-                    spurs.append((data["length"], end, base, key))
-    for _, end, base, _ in sorted(spurs, key=lambda spur: spur[:3]):
-        if result.degree(base) > 2:  # of a fork of spurs, the longest go on
-            result.remove_node(end)
-    return result
 
 
 def _smoothed(graph: nx.MultiGraph) -> nx.MultiGraph:
