@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from biocnn.cli import _parser, main
+from biocnn.cli.main import command_parser, main
 from biocnn.data.manifest import load_manifest
 from tests.data.drawn import save, vessels
 from tests.data.drawn_cells import cells, dots
@@ -135,7 +135,7 @@ def test_every_command_works_in_the_order_of_the_readme(
             more = [*SHORT, *(SHORT_FIT[arguments[0]] if arguments[1] == "fit" else [])] if job in JOBS else []
             assert run_script([*arguments, *more], monkeypatch) == 0, command
         elif arguments[1:2] == ["fetch"]:
-            parsed = _parser().parse_args(arguments)  # there is no network in a test
+            parsed = command_parser().parse_args(arguments)  # there is no network in a test
             assert load_manifest(parsed.manifest).files
         elif arguments[0] == "delineate":
             run = workplace / "runs" / "tubularity" / newest_run(workplace, "tubularity")

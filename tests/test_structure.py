@@ -38,8 +38,8 @@ INNER_IMPORTS = {
     ("biocnn.data.datamodule", "cv2"),  # in worker processes only
     ("biocnn.data.point_files", "roifile"),
 }
-# The same by `import_module`: the command, `biocnn.load`, and class paths of networks.
-IMPORT_MODULE = {"biocnn", "biocnn.cli", "biocnn.networks.spec"}
+# The same by `import_module`: the verbs of the command, `biocnn.load`, and class paths of networks.
+IMPORT_MODULE = {"biocnn", "biocnn.networks.spec"}
 
 MAX_FILE, MAX_CLASS, MAX_FUNCTION = 400, 200, 60
 
@@ -128,7 +128,7 @@ def test_imports_inside_functions_are_the_listed_ones() -> None:
         if any(isinstance(node, ast.Name) and node.id == "import_module" for node in ast.walk(tree)):
             by_name.add(module_name(name))
     assert found == INNER_IMPORTS
-    assert by_name == IMPORT_MODULE
+    assert {name for name in by_name if not name.startswith("biocnn.cli.")} == IMPORT_MODULE
 
 
 @pytest.mark.parametrize("path", [*MODULES.values(), *SCRIPTS], ids=name_of)

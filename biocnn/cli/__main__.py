@@ -1,0 +1,7 @@
+"""`python -m biocnn.cli` is `biocnn`."""
+
+import sys
+
+from biocnn.cli.main import main
+
+sys.exit(main())
