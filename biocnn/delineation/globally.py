@@ -9,18 +9,16 @@ from collections.abc import Callable, Sequence
 import networkx as nx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
 from biocnn.data.graphs import add_segment, mean_along, new_graph
 from biocnn.delineation.candidates import GAP, Candidates, candidate_paths, half_widths
 from biocnn.delineation.pruning import prune_spurs
 from biocnn.delineation.samples import SAMPLE_DISTANCE, checked_map, sample_points
 from biocnn.delineation.selection import Selection, select_paths
+from biocnn.delineation.smoothing import smooth_paths
 from biocnn.delineation.weights import component_price, log_odds, with_continuations
 
 Floats = NDArray[np.float64]
-
-SMOOTHING = 2.0  # points: a path on a grid is up to 8 % too long, after a Gaussian of this width 1 %
 
 SPUR = 5.0  # pixels: a branch that is not longer is the noise of a rim
 
@@ -71,7 +69,7 @@ def delineate_globally(
         worth = np.asarray(weights(candidates), np.float64)
     selection = select_paths(candidates, worth, loops, price, time_limit)
     graph = graph_of(candidates, selection.chosen, values, spacing, threshold)
-    return _smoothed(prune_spurs(prune_spurs(graph), SPUR * side)), selection
+    return smooth_paths(prune_spurs(prune_spurs(graph), SPUR * side)), selection
 
 
 def graph_of(
@@ -96,18 +94,3 @@ def graph_of(
         score = mean_along(values[along].astype(np.float64), lengths)
         add_segment(graph, start, end, points, width[along], score)
     return graph
-
-
-def _smoothed(graph: nx.MultiGraph) -> nx.MultiGraph:
-    """A copy with paths smoothed along their length; nodes stay where they are."""
-    result = nx.MultiGraph(**graph.graph)
-    result.add_nodes_from(graph.nodes(data=True))
-    for one, two, data in graph.edges(data=True):
-        path = data["path"]
-        # Mirrored about its ends, a path keeps them.
-        reach = min(int(4 * SMOOTHING), len(path) - 1)
-        longer = np.pad(path, ((reach, reach), (0, 0)), mode="reflect", reflect_type="odd")
-        smooth = ndimage.gaussian_filter1d(longer, SMOOTHING, axis=0, mode="nearest")[reach : len(longer) - reach]
-        smooth[0], smooth[-1] = path[0], path[-1]
-        add_segment(result, data["start"], two if data["start"] == one else one, smooth, data["radius"], data["score"])
-    return result
