@@ -25,8 +25,7 @@ import biocnn
 from biocnn.data.images import read_image, read_mask
 from biocnn.data.manifest import load_manifest, split_files
 from biocnn.delineation.delineate import delineate
-from biocnn.delineation.path_weights import learned_weights
-from biocnn.inference.paths import path_probabilities
+from biocnn.inference.paths import classifier_weights
 from biocnn.inference.segmentation import Segmenter
 from biocnn.metrics.graphs import score_graph
 
@@ -65,11 +64,7 @@ def graphs(segmenter: Segmenter, image: np.ndarray, inside: np.ndarray) -> Itera
     threshold = segmenter.threshold
 
     def with_classifier() -> nx.MultiGraph:
-        return delineate(
-            probability,
-            threshold=threshold,
-            weights=lambda found: learned_weights(path_probabilities(segmenter, image, found), found),
-        )
+        return delineate(probability, threshold=threshold, weights=classifier_weights(segmenter, image))
 
     ways = {
         "skeleton": lambda: delineate(probability, method="skeleton", threshold=threshold),

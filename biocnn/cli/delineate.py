@@ -18,7 +18,10 @@ def add(commands: Any) -> None:
     command.add_argument("--geojson", metavar="FILE", help="the same for QuPath, napari and ImageJ, in pixels")
     command.add_argument("--table", metavar="FILE", help="CSV with a row for each segment")
     command.add_argument("--overlay", metavar="FILE", help="PNG of the graph on the image, or on the map")
-    command.add_argument("--image", metavar="FILE", help="image for the overlay")
+    command.add_argument("--image", metavar="FILE", help="image for the overlay and for --model")
+    command.add_argument(
+        "--model", metavar="FILE", help="checkpoint of pipelines/delineation.yaml, whose classifier weighs the paths"
+    )
     command.add_argument(
         "--pixel-size", type=float, nargs="+", metavar="UM", help="micrometres (plane,) row, column; else of the file"
     )
@@ -41,7 +44,7 @@ def _delineate(arguments: argparse.Namespace) -> int:
         "--table": (arguments.table, (".csv",)),
         "--overlay": (arguments.overlay, (".png",)),
     }
-    inputs = [path for path in (arguments.map, arguments.image) if path]
+    inputs = [path for path in (arguments.map, arguments.image, arguments.model) if path]
     report.check_targets(targets, inputs, arguments.overwrite)
     graphs = [path for path in (arguments.out, arguments.swc, arguments.geojson) if path]
     probability, size = report.read_map(arguments.map)
@@ -51,6 +54,13 @@ def _delineate(arguments: argparse.Namespace) -> int:
         shapes = f"{picture.shape[:2]} and {probability.shape[-2:]}"
         print(f"biocnn: {arguments.image} and {arguments.map} differ in rows and columns: {shapes}.", file=sys.stderr)
         return CANNOT_RUN
+    if arguments.model and not arguments.image:
+        print("biocnn: --model classifies paths in the image: give --image as well.", file=sys.stderr)
+        return CANNOT_RUN
+    weights = None
+    if arguments.model:
+        segmenter = import_module("biocnn").load(arguments.model)
+        weights = import_module("biocnn.inference.paths").classifier_weights(segmenter, picture)
     delineate = import_module("biocnn.delineation.delineate").delineate
     try:
         graph = delineate(
@@ -62,6 +72,7 @@ def _delineate(arguments: argparse.Namespace) -> int:
             shortest=arguments.shortest,
             loops=not arguments.trees,
             time_limit=arguments.time_limit,
+            weights=weights,
         )
     except ValueError as error:
         print(f"biocnn: {arguments.map}: {error}", file=sys.stderr)

@@ -6,11 +6,10 @@ import torch
 from torch import nn
 
 from biocnn.delineation.candidates import Candidates, candidate_paths
-from biocnn.delineation.globally import delineate_globally
-from biocnn.delineation.path_weights import learned_weights
+from biocnn.delineation.delineate import delineate
 from biocnn.delineation.samples import sample_points
 from biocnn.errors import DataError
-from biocnn.inference.paths import path_probabilities
+from biocnn.inference.paths import classifier_weights, path_probabilities
 from biocnn.inference.segmentation import Segmenter
 from biocnn.networks import DualUseUNet, UNet
 from biocnn.networks.path_tiles import draw_paths
@@ -72,14 +71,11 @@ def test_a_delineation_weighs_its_candidates_by_them() -> None:
     probability[:, 28:40] = 0.02  # where the map has lost the line
     model = segmenter(Brightness(1, channels=(4,)))
 
-    def weights(candidates: Candidates) -> np.ndarray:
-        return learned_weights(path_probabilities(model, image, candidates), candidates)
-
-    graph, _ = delineate_globally(probability, weights=weights, gap=13)
+    graph = delineate(probability, weights=classifier_weights(model, image), gap=13)
     assert (graph.number_of_nodes(), graph.number_of_edges()) == (2, 1)
     # Now there is a gap in the image: the way over it weighs more than a component costs.
     image[:, 30:34] = 50
-    graph, _ = delineate_globally(probability, weights=weights, gap=13)
+    graph = delineate(probability, weights=classifier_weights(model, image), gap=13)
     assert (graph.number_of_nodes(), graph.number_of_edges()) == (4, 2)
 
 
@@ -89,5 +85,7 @@ def test_none_and_networks_that_cannot(drawn: tuple[np.ndarray, Candidates]) -> 
     assert path_probabilities(segmenter(DualUseUNet(1, channels=(4,))), image, none).shape == (0,)
     with pytest.raises(DataError, match="UNet cannot classify paths"):
         path_probabilities(segmenter(UNet(1, channels=(4,))), image, candidates)
+    with pytest.raises(DataError, match="UNet cannot classify paths"):
+        classifier_weights(segmenter(UNet(1, channels=(4,))), image)
     with pytest.raises(ValueError, match="not one of pixels"):
         path_probabilities(segmenter(DualUseUNet(1, channels=(4,))), image[:50], candidates)

@@ -6,12 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import biocnn
+from biocnn.cli import main
+from biocnn.data.graph_files import read_graph
+from biocnn.data.graphs import total_length
+from biocnn.data.images import read_image
 from biocnn.delineation.candidates import candidate_paths
+from biocnn.delineation.delineate import delineate
 from biocnn.delineation.samples import sample_points
-from biocnn.inference.paths import path_probabilities
+from biocnn.inference.paths import classifier_weights, path_probabilities
 from biocnn.inference.segmentation import Segmenter
+from biocnn.report.overlay import write_map
 from tests.pipelines.drawn_runs import ROOT, data_arguments, picture, run, write_data
 
 RUN = Path("tubularity") / "a"
@@ -73,6 +80,27 @@ def test_the_checkpoint_is_tested_and_classifies_candidates(trained: Path, manif
     found = path_probabilities(model, image, candidates)
     assert found.shape == (len(candidates),)
     assert ((found > 0) & (found < 1)).all()
+
+
+def test_the_command_weighs_paths_by_the_classifier(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, mask = picture(200)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    write_map(tmp_path / "map.tif", np.where(mask, 0.9, 0.05).astype(np.float32), (0.5, 0.5))
+    command = ["delineate", str(tmp_path / "map.tif"), "--model", str(trained / BEST)]
+    assert main([*command, "--out", str(tmp_path / "none.graphml")]) == 2
+    assert "give --image as well" in capsys.readouterr().err
+    command += ["--image", str(tmp_path / "image.png")]
+    assert main([*command, "--out", str(tmp_path / "own.graphml")]) == 0
+    # What the command wrote is what the classifier's probabilities lead to, whatever so short a training made of them.
+    model = biocnn.load(trained / BEST, device="cpu")
+    assert isinstance(model, Segmenter)
+    probability = read_image(tmp_path / "map.tif").array
+    expected = delineate(probability, (0.5, 0.5), weights=classifier_weights(model, image))
+    assert total_length(read_graph(tmp_path / "own.graphml")) == pytest.approx(total_length(expected), rel=1e-9)
+    assert main([*command, "--out", str(tmp_path / "skeleton.graphml"), "--method", "skeleton"]) == 2
+    assert "Only the global method" in capsys.readouterr().err
 
 
 def test_the_recipe_is_that_of_tubularity_but_for_network_and_paths() -> None:
