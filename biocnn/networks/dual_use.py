@@ -1,34 +1,36 @@
-"""A U-Net that segments an image, and says of paths drawn into it whether they follow a structure."""
+"""A U-Net that segments an image, and says of paths in it whether they follow a structure."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional as F
 
 from biocnn.networks.blocks import init_kaiming
 from biocnn.networks.unet import UNet
 
+_HIDDEN = 32  # units of the path head
+
 
 class DualUseUNet(nn.Module):
-    """A U-Net for images of two dimensions with one more input channel, for a path, and a second head.
+    """A U-Net for images of two dimensions with a second head, which classifies paths by the features along them.
 
-    One encoder serves both: without a path (:meth:`forward`) its decoder segments the image, with one
-    (:meth:`path_logits`) a head on the coarsest features classifies the path. So it goes wherever a
-    :class:`biocnn.networks.UNet` does; sizes, tiles and repeatability are as there.
+    It goes wherever a :class:`biocnn.networks.UNet` does; sizes, tiles and repeatability are as there. One pass over an
+    image serves its segmentation and any number of paths in it.
 
-    Notation: B batch, C channels of the image.
+    Notation: B batch, C channels of the image, F features, ``channels[0]``, M paths, P pixels of a path.
 
     Reference: Mosinska, Kozinski, Fua: Joint segmentation and path classification of curvilinear structures. TPAMI
-    2019, arXiv 1905.03892. Unlike there, see :class:`PathHead`, the head looks at the path only.
+    2019, arXiv 1905.03892. Unlike there, a path is not drawn into another channel of the image, which takes a pass for
+    each path and has to be learned by all layers before the head; see :class:`PathHead`.
 
     Args:
-        in_channels: C of the image, without the path; None is for pipelines, which put in the channels of the data.
+        in_channels: C; None is for pipelines, which put in the channels of the data.
         channels: of every level, see :class:`biocnn.networks.UNet`, as for the following.
         upsampling: ``"transposed"``, ``"bilinear"`` or ``"nearest"``.
         block: ``"plain"`` or ``"residual"``.
-        norm: ``"batch"``, ``"instance"`` or ``"group"``. The statistics of batch norm are of images with and without
-            paths together.
+        norm: ``"batch"``, ``"instance"`` or ``"group"``.
         dropout: probability of dropping a feature map within a block, in 0..1.
         deep_supervision: give logits of the coarser decoder levels too, in training.
 
@@ -51,18 +53,11 @@ class DualUseUNet(nn.Module):
             raise ValueError(
                 f"DualUseUNet needs the number of channels of the images, received in_channels={in_channels}."
             )
-        self.unet = UNet(in_channels + 1, 1, channels, 2, upsampling, block, norm, dropout, deep_supervision)
-        self.path_head = PathHead(channels[-1], self.unet.stride)
-        self.in_channels = in_channels
-        self.init_args = {
-            "in_channels": in_channels,
-            "channels": list(channels),
-            "upsampling": upsampling,
-            "block": block,
-            "norm": norm,
-            "dropout": dropout,
-            "deep_supervision": deep_supervision,
-        }
+        self.unet = UNet(in_channels, 1, channels, 2, upsampling, block, norm, dropout, deep_supervision)
+        self.path_head = PathHead(channels[0] + 1)
+        self.in_channels, self.init_args = in_channels, {**self.unet.init_args}
+        for name in ("out_channels", "dimensions"):
+            del self.init_args[name]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Logits (B, 1, H, W) of normalised images (B, C, H, W); a list of them as :meth:`UNet.forward` gives it.
@@ -70,35 +65,30 @@ class DualUseUNet(nn.Module):
         Raises:
             ValueError: if the image has another number of axes or channels.
         """
-        self._check(image)
-        logits: torch.Tensor | list[torch.Tensor] = self.unet(torch.cat([image, torch.zeros_like(image[:, :1])], 1))
+        logits: torch.Tensor | list[torch.Tensor] = self.unet(image)
         return logits
 
-    def path_logits(self, image: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
-        """Logits of paths following a structure.
+    def forward_with_features(self, image: torch.Tensor) -> tuple[torch.Tensor | list[torch.Tensor], torch.Tensor]:
+        """Logits as of :meth:`forward`, and the features (B, F, H, W) of the finest level, for :meth:`path_logits`."""
+        return self.unet.forward_with_features(image)
+
+    def path_logits(self, features: torch.Tensor, paths: Sequence[NDArray[np.int64]]) -> torch.Tensor:
+        """Logits of paths in an image following a structure.
 
         Args:
-            image: (B, C, H, W) normalised.
-            path: (B, 1, H, W), 1 on the pixels of the path and 0 elsewhere.
+            features: (F, H, W) of the image.
+            paths: M arrays (P, 2) of pixels, row and column.
 
         Returns:
-            (B,).
-
-        Raises:
-            ValueError: if the image has another number of axes or channels, or the path another size.
+            (M,).
         """
-        self._check(image)
-        path, expected = path.to(image.dtype), (len(image), 1, *image.shape[2:])
-        if path.shape != expected:
-            raise ValueError(f"Expected a path for each image, of shape {expected}, received {tuple(path.shape)}.")
-        logits: torch.Tensor = self.path_head(self.unet.encode(torch.cat([image, path], 1))[-1], path)
-        return logits
-
-    def _check(self, image: torch.Tensor) -> None:
-        if image.ndim != 4 or image.shape[1] != self.in_channels:
-            raise ValueError(
-                f"DualUseUNet was made for images (B, {self.in_channels}, H, W), received {tuple(image.shape)}."
-            )
+        head = self.unet.heads[0]
+        along = []
+        for path in paths:
+            rows, columns = torch.from_numpy(np.ascontiguousarray(path.T)).to(features.device)
+            values = features[:, rows, columns]
+            along.append(torch.cat([values, head(values[None, :, :, None])[0, :, :, 0]]))
+        return self.path_head(along) if along else features.new_zeros(0)
 
     @property
     def stride(self) -> int:
@@ -107,34 +97,32 @@ class DualUseUNet(nn.Module):
 
     @property
     def halo(self) -> int | None:
-        """As :attr:`UNet.halo`, of the segmentation."""
+        """As :attr:`UNet.halo`."""
         return self.unet.halo
 
     @property
     def receptive_field(self) -> int | None:
-        """As :attr:`UNet.receptive_field`, of the segmentation."""
+        """As :attr:`UNet.receptive_field`."""
         return self.unet.receptive_field
 
 
 class PathHead(nn.Module):
-    """A convolution, the largest value along the path, and two fully connected layers.
+    """Mean, largest and smallest value of each feature along a path, and two fully connected layers.
 
-    In the paper the largest value is that of the whole tile. Then all layers before have to learn to mark what is on
-    the path: on drawn vessels that took 300 steps of 16 paths, against 30 for the same AUC of 0.97 with the cells of
-    the path. Nor does a larger tile, for a longer path, change what the head sees.
+    The features are those of the finest level of the decoder and the logit of the segmentation. They know what the
+    segmentation knows of the neighbourhood of a pixel, so a path that leaves its structure shows in the smallest
+    values, however short the gap is. A head on the coarsest features of the encoder, with the path drawn into the
+    image, as in the paper, had learned nothing on DRIVE after 250 steps (area under the ROC curve 0.52); on features
+    along the path of the same network a logistic regression had 0.98, on its map alone 0.97.
     """
 
-    def __init__(self, channels: int, stride: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.stride = stride
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.hidden, self.last = nn.Linear(channels, channels), nn.Linear(channels, 1)
+        self.hidden, self.last = nn.Linear(3 * channels, _HIDDEN), nn.Linear(_HIDDEN, 1)
         init_kaiming(self)
 
-    def forward(self, features: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
-        """Logits (B,) of features (B, channels, h, w) of cells of `stride` pixels, and paths (B, 1, H, W)."""
-        cells = F.max_pool2d(path, self.stride, ceil_mode=True)
-        # amax has a deterministic backward pass on GPUs; adaptive max-pooling has none.
-        along = (torch.relu(self.conv(features)) * cells).amax((2, 3))
-        logits: torch.Tensor = self.last(torch.relu(self.hidden(along)))[:, 0]
+    def forward(self, along: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Logits (M,) of M paths, from the values (channels, P) along each."""
+        pooled = torch.stack([torch.cat([values.mean(1), values.amax(1), values.amin(1)]) for values in along])
+        logits: torch.Tensor = self.last(torch.relu(self.hidden(pooled)))[:, 0]
         return logits

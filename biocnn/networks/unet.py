@@ -123,6 +123,10 @@ class UNet(nn.Module):
         Raises:
             ValueError: if the image has another number of axes or channels.
         """
+        return self.forward_with_features(image)[0]
+
+    def forward_with_features(self, image: torch.Tensor) -> tuple[torch.Tensor | list[torch.Tensor], torch.Tensor]:
+        """Logits as of :meth:`forward`, and the features (B, channels[0], *S) that the finest are made of."""
         skips = self.encode(image)
         features = skips.pop()
         supervised = len(self.heads) if self.training else 1
@@ -135,7 +139,7 @@ class UNet(nn.Module):
                 features = self.decoder[level](features)
             if level < supervised:
                 logits.insert(0, self._to_full_size(self.heads[level](features), level, image.shape[2:]))
-        return logits if self.training and self.init_args["deep_supervision"] else logits[0]
+        return (logits if self.training and self.init_args["deep_supervision"] else logits[0]), features
 
     def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Features of normalised images (B, C, *S) at every level, (B, channels[k], *ceil(S / 2^k)), the finest first.

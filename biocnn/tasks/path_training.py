@@ -1,6 +1,7 @@
 """A part of the segmentation task: its network learns to classify paths as well."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,12 @@ from torch.nn import functional as F
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 
 from biocnn.delineation.path_examples import path_examples
-from biocnn.networks.path_tiles import draw_paths, path_tile_logits
+from biocnn.networks.path_tiles import path_tile_logits
 from biocnn.tasks.base import Task
 
 # Second word of the Philox key: augmentation has 0 and the places of tiles 1, so they never share a number.
 _STREAM = 2
-# Paths of a validation image that are classified, half of each kind. For an image of DRIVE, tiles of 128 pixels and
-# channels of 16 to 256 that takes 0.4 s to mine and 0.7 s to classify on one CPU core.
+# Paths of a validation image that are classified, half of each kind.
 _VALIDATED = 64
 
 
@@ -29,8 +29,8 @@ class PathTraining(nn.Module):
     paths are drawn depends on seed, epoch and number of the tile, and on the map. An epoch logs ``train_path_loss``,
     and after `start` ``val_path_auroc`` and ``val_path_accuracy`` of 64 paths of each validation image.
 
-    A path costs a pass of the encoder on a tile: on one CPU core, with channels of 16 to 256, 16 paths in tiles of 128
-    pixels take 0.5 s and their mining 0.1 s, the segmentation of 8 tiles 0.65 s. So not every tile gives paths.
+    The paths of a tile are classified by the features that its segmentation was made of, so what they cost is their
+    mining: on one CPU core 0.1 s for 16 paths in tiles of 128 pixels, where the segmentation of 8 tiles takes 0.65 s.
 
     Reference: Mosinska, Kozinski, Fua: Joint segmentation and path classification of curvilinear structures. TPAMI
     2019, arXiv 1905.03892: segmentation is trained first, then both.
@@ -60,32 +60,33 @@ class PathTraining(nn.Module):
         batch = task.global_step - bool(task.trainer.validating)
         return batch >= self.start * task.trainer.estimated_stepping_batches
 
-    def loss(self, task: Task, batch: Mapping[str, Any], probability: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self, task: Task, batch: Mapping[str, Any], probability: torch.Tensor, features: torch.Tensor
+    ) -> torch.Tensor:
         """What paths add to the loss of a training step.
 
         Args:
-            task: whose network has `path_logits`, as :class:`biocnn.networks.DualUseUNet`.
+            task: whose network is a :class:`biocnn.networks.DualUseUNet`, or the like.
             batch: of B tiles, see :class:`biocnn.tasks.segmentation.SegmentationTask`.
             probability: (B, 1, H, W), the maps of the tiles.
+            features: (B, F, H, W) that they were made of.
 
         Returns:
             Scalar; 0 before `start`, and if there are no paths.
         """
-        paths: list[np.ndarray] = []
+        logits: list[torch.Tensor] = []
         labels: list[np.ndarray] = []
-        owners: list[int] = []
         for number in range(min(self.tiles, len(probability)) if self.started(task) else 0):
             random = _random_numbers(task, task.current_epoch, 0, int(batch["index"][number]))
-            found, kinds = _examples(batch, probability, number, self.per_tile, random)
-            paths, labels, owners = [*paths, *found], [*labels, kinds], owners + [number] * len(found)
-        if not paths:
+            paths, kinds = _examples(batch, probability, number, self.per_tile, random)
+            logits.append(task.network.path_logits(features[number], paths))  # type: ignore[operator]
+            labels.append(kinds)
+        target = torch.from_numpy(np.concatenate([np.zeros(0, bool), *labels])).to(features.device, torch.float32)
+        if not len(target):
             # Distributed training waits for a gradient of every parameter in every step.
             return 0 * torch.stack([parameter.sum() for parameter in task.network.parameters()]).sum()
-        drawn = draw_paths(paths, (probability.shape[2], probability.shape[3])).to(probability.device)
-        logits = task.network.path_logits(task.normalise(batch["image"][owners]), drawn)  # type: ignore[operator]
-        target = torch.from_numpy(np.concatenate(labels)).to(logits.device, torch.float32)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), target)
-        task.log("train_path_loss", loss, batch_size=len(paths))
+        loss = F.binary_cross_entropy_with_logits(torch.cat(logits).float(), target)
+        task.log("train_path_loss", loss, batch_size=len(target))
         return self.weight * loss
 
     def validate(self, task: Task, batch: Mapping[str, Any], probability: torch.Tensor) -> None:
@@ -102,14 +103,18 @@ class PathTraining(nn.Module):
         for number, image in enumerate(batch["image"]):
             random = _random_numbers(task, 0, 1, int(batch["index"][number]))
             paths, labels = _examples(batch, probability, number, _VALIDATED, random)
-            logits = path_tile_logits(
-                lambda tiles, drawn: task.network.path_logits(task.normalise(tiles), drawn),  # type: ignore[operator]
-                image, paths, tile,
-            )  # fmt: skip
+            logits = path_tile_logits(partial(classify_paths, task), image, paths, tile)
             target = torch.from_numpy(labels).to(logits.device)
             for metric in (self.auroc, self.accuracy):
                 metric.update(torch.sigmoid(logits), target)
         task.log_dict({"val_path_auroc": self.auroc, "val_path_accuracy": self.accuracy}, batch_size=1)
+
+
+def classify_paths(task: Task, image: torch.Tensor, paths: Sequence[np.ndarray]) -> torch.Tensor:
+    """Logits (M,) of paths (P, 2) in one image (1, C, H, W) in 0..1."""
+    features = task.network.forward_with_features(task.normalise(image))[1]  # type: ignore[operator]
+    logits: torch.Tensor = task.network.path_logits(features[0], paths)  # type: ignore[operator]
+    return logits
 
 
 def check_paths(paths: PathTraining | None, network: nn.Module, refinement_steps: int) -> None:

@@ -149,12 +149,14 @@ class SegmentationTask(Task):
 
     def training_loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """The loss of a batch of tiles over all steps of refinement and all depths of supervision."""
+        if self.paths is not None:
+            output, features = self.network.forward_with_features(self.normalise(batch["image"]))  # type: ignore[operator]
+            paths = self.paths.loss(self, batch, torch.sigmoid(finest(output).detach()), features)
+            return depth_loss(self.loss, output, batch) + paths
         count = self.training_steps
         total = torch.zeros((), device=batch["image"].device)
         for number, output in enumerate(self.steps(batch["image"], count), start=1):
             total = total + 2 * number / (count * (count + 1)) * depth_loss(self.loss, output, batch)
-        if self.paths is not None:
-            total = total + self.paths.loss(self, batch, torch.sigmoid(finest(output).detach()))
         return total
 
     @property

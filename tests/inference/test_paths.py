@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from biocnn.errors import DataError
 from biocnn.inference.paths import classifier_weights, path_probabilities
 from biocnn.inference.segmentation import Segmenter
 from biocnn.networks import DualUseUNet, UNet
-from biocnn.networks.path_tiles import draw_paths
 from biocnn.tasks.segmentation import SegmentationTask
 from biocnn.tasks.thresholds import Thresholds
 from tests.data.drawn import vessels
@@ -38,10 +38,11 @@ def test_probabilities_are_those_of_the_network(drawn: tuple[np.ndarray, Candida
     torch.manual_seed(0)
     network = DualUseUNet(1, channels=(4, 8))
     # Tiles that hold the whole image: then what the network says of it is what is asked for.
-    found = path_probabilities(segmenter(network), image, candidates, tile=96, batch_size=5)
-    normalised = ((torch.from_numpy(image) / 255 - 0.3) / 0.2).expand(len(candidates), 1, 96, 80)
+    found = path_probabilities(segmenter(network), image, candidates, tile=96)
+    normalised = ((torch.from_numpy(image) / 255 - 0.3) / 0.2)[None, None]
     with torch.inference_mode():
-        logits = network.eval().path_logits(normalised, draw_paths(candidates.paths, (96, 80)))
+        features = network.eval().forward_with_features(normalised)[1][0]
+        logits = network.path_logits(features, candidates.paths)
     assert len(candidates) > 5
     assert (found.shape, found.dtype) == ((len(candidates),), np.float64)
     np.testing.assert_allclose(found, torch.sigmoid(logits).numpy(), atol=1e-6)
@@ -60,8 +61,11 @@ def test_the_tile_is_that_of_the_training(drawn: tuple[np.ndarray, Candidates]) 
 class Brightness(DualUseUNet):
     """A path is probable if the image is bright all along it."""
 
-    def path_logits(self, image: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
-        return 10 * torch.where(path > 0, image, torch.inf).amin((1, 2, 3))
+    def forward_with_features(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return image, image
+
+    def path_logits(self, features: torch.Tensor, paths: Sequence[np.ndarray]) -> torch.Tensor:
+        return torch.stack([10 * features[0][tuple(path.T)].amin() for path in paths])
 
 
 def test_a_delineation_weighs_its_candidates_by_them() -> None:

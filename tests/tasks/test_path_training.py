@@ -15,8 +15,7 @@ from biocnn.delineation.path_examples import path_examples
 from biocnn.inference.segmentation import Segmenter
 from biocnn.losses import BCE
 from biocnn.networks import DualUseUNet, UNet
-from biocnn.networks.path_tiles import draw_paths
-from biocnn.tasks.path_training import PathTraining
+from biocnn.tasks.path_training import PathTraining, classify_paths
 from biocnn.tasks.segmentation import SegmentationTask
 from tests.data.drawn import in_memory
 from tests.tasks.test_segmentation import trainer
@@ -56,8 +55,9 @@ class Losses(pl.Callback):
 class Known(DualUseUNet):
     """The map that it makes is the image."""
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return image * 8 - 2 + 0 * super().forward(image)  # type: ignore[operator]
+    def forward_with_features(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, features = super().forward_with_features(image)
+        return image * 8 - 2 + 0 * logits, features  # type: ignore[operator]
 
 
 def test_the_loss_is_that_of_the_parts() -> None:
@@ -73,17 +73,16 @@ def test_the_loss_is_that_of_the_parts() -> None:
     with torch.no_grad():
         image = (data["image"] - 0.3) / 0.2
         logits = image * 8 - 2
-        expected, paths, images, labels = BCE()(logits, data["mask"], data["valid"]).item(), [], [], []
+        features = task.network.forward_with_features(image)[1]  # type: ignore[operator]
+        expected, scores, labels = BCE()(logits, data["mask"], data["valid"]).item(), [], []
         for number in (0, 1):  # not the third tile
             random = np.random.Generator(np.random.Philox(key=[7, 2], counter=[0, int(data["index"][number]), 0, 0]))
             arrays = (torch.sigmoid(logits), data["mask"] > 0, data["valid"])
             found, kinds = path_examples(*(array[number, 0].numpy() for array in arrays), 6, random)  # type: ignore[misc]
             assert 0 < kinds.sum() < len(found) <= 6
-            paths += found
-            images += [image[number]] * len(found)
+            scores.append(task.network.path_logits(features[number], found))  # type: ignore[operator]
             labels += kinds.tolist()
-        scores = task.network.path_logits(torch.stack(images), draw_paths(paths, (64, 64)))  # type: ignore[operator]
-        of_paths = F.binary_cross_entropy(torch.sigmoid(scores), torch.tensor(labels).float()).item()
+        of_paths = F.binary_cross_entropy(torch.sigmoid(torch.cat(scores)), torch.tensor(labels).float()).item()
     seen = Losses()
     trainer(max_steps=1, callbacks=[seen]).fit(task, loader([data]))
     assert seen.paths == pytest.approx([of_paths], rel=1e-5)  # float32
@@ -139,13 +138,12 @@ def test_checkpoints_predict_without_the_part(tmp_path: Path) -> None:
     assert isinstance(model, Segmenter)
     assert isinstance(model.task.network, DualUseUNet)
     assert model.task.paths is None
-    image, path = torch.rand(1, 1, 24, 24), torch.zeros(1, 1, 24, 24)
-    path[..., 5, :] = 1
+    image, path = torch.rand(1, 1, 24, 24), np.stack([np.full(24, 5), np.arange(24)], 1)
     task.eval()
     with torch.inference_mode():
         torch.testing.assert_close(model.task(image), task(image), rtol=0, atol=0)
-        found = model.task.network.path_logits(image, path)
-        torch.testing.assert_close(found, task.network.path_logits(image, path), rtol=0, atol=0)  # type: ignore[operator]
+        found = classify_paths(model.task, image, [path])
+        torch.testing.assert_close(found, classify_paths(task, image, [path]), rtol=0, atol=0)
 
 
 def test_it_learns_to_tell_paths_on_vessels_from_others() -> None:
