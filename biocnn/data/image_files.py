@@ -1,23 +1,27 @@
 """Image files of all kinds, opened by their content: pictures, TIFF, HDF5 and Zarr."""
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import cv2
 import h5py
 import numpy as np
-import zarr
 from PIL import Image as Pillow
 
-from biocnn.data.image_sources import ORIENTATION, Planes, Source, micrometres, plane_index
+from biocnn.data.image_arrays import open_hdf5, open_zarr
+from biocnn.data.image_sources import ORIENTATION, Planes, Source
 from biocnn.data.image_tiff import open_tiff
 from biocnn.errors import BiocnnError, DataError, DatasetNotFoundError
 
 _PICTURES = ("PNG", "JPEG", "GIF", "BMP")
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+Opener = Callable[[Path, str | None, str | None], AbstractContextManager[list[Source]]]
+"""Opens a file, given `key` and `axes`, for as long as its sources are read."""
 
 
 @contextmanager
@@ -36,28 +40,44 @@ def open_sources(path: Path, key: str | None = None, axes: str | None = None) ->
         DatasetNotFoundError: if there is no such file.
         DataError: if it cannot be read, now or when its arrays are.
     """
-    if not path.exists():
-        raise DatasetNotFoundError(f"There is no image {path}. Check the path.")
+    with named_errors(path), find_opener(path, key)(path, key, axes) as sources:
+        yield sources
+
+
+@contextmanager
+def named_errors(path: str | Path) -> Iterator[None]:
+    """Whatever fails within becomes a :class:`DataError` that names the image, unless it is an error of biocnn."""
     try:
-        opener = _opener(path)
-        if key is not None and opener not in (_open_hdf5, _open_zarr):
-            raise ValueError(f"it is neither HDF5 nor Zarr, received key={key!r}")
-        with opener(path, key, axes) as sources:
-            yield sources
+        yield
     except BiocnnError:
         raise
     except Exception as error:  # decoders raise a dozen types for damaged files, zlib.error and SyntaxError among them
         raise DataError(f"{path} cannot be read as an image: {error}") from error
 
 
-def _opener(path: Path) -> Callable[[Path, str | None, str | None], Any]:
+def find_opener(path: Path, key: str | None = None) -> Opener:
+    """What opens the file, as its first bytes say.
+
+    Raises:
+        DatasetNotFoundError: if there is no such file.
+        ValueError: if it has no arrays that `key` could name.
+    """
+    if not path.exists():
+        raise DatasetNotFoundError(f"There is no image {path}. Check the path.")
+    opener = _opener(path)
+    if key is not None and opener not in (open_hdf5, open_zarr):
+        raise ValueError(f"it is neither HDF5 nor Zarr, received key={key!r}")
+    return opener
+
+
+def _opener(path: Path) -> Opener:
     if path.is_dir():
-        return _open_zarr
+        return open_zarr
     with open(path, "rb") as handle:
         start = handle.read(4)
     if start in _TIFF_SIGNATURES:
         return open_tiff
-    return _open_hdf5 if h5py.is_hdf5(path) else _open_picture
+    return open_hdf5 if h5py.is_hdf5(path) else _open_picture
 
 
 # PNG, JPEG, GIF, BMP
@@ -167,72 +187,3 @@ def _deep_png(path: Path, colours: bool) -> np.ndarray:
     if pixels.ndim == 3:  # blue, green, red and alpha; grey with alpha comes as four channels too
         pixels = pixels[..., 2::-1] if colours else pixels[..., 0]
     return np.asarray(pixels)
-
-
-# HDF5 and Zarr
-
-
-@contextmanager
-def _open_hdf5(path: Path, key: str | None, axes: str | None) -> Iterator[list[Source]]:
-    # locking=False: network file systems of clusters refuse HDF5 locks, and nothing here writes.
-    with h5py.File(path, "r", locking=False) as file:
-        found: dict[str, Any] = {}
-        file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-        dataset = found[_choose(found, key)]
-        sizes = np.atleast_1d(dataset.attrs.get("element_size_um", ()))  # as ilastik and Fiji write it: Z, Y, X
-        sizes_um = dict(zip("ZYX"[-len(sizes) :] if len(sizes) else "", sizes, strict=False))
-        names = [dimension.label for dimension in dataset.dims]
-        yield [_array_source(dataset, axes, names, micrometres(sizes_um, dict.fromkeys("ZYX", "um")))]
-
-
-@contextmanager
-def _open_zarr(path: Path, key: str | None, axes: str | None) -> Iterator[list[Source]]:
-    if not any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup")):
-        raise ValueError("it is a folder without Zarr metadata")
-    node = zarr.open(path, mode="r")
-    sizes_um: dict[str, float] = {}
-    names: Sequence[str | None] = ()
-    if isinstance(node, zarr.Group):
-        attributes: dict[str, Any] = dict(node.attrs)
-        scales = attributes.get("ome", attributes).get("multiscales")  # since OME-Zarr 0.5 below "ome"
-        if scales and key in (None, scales[0]["datasets"][0]["path"]):
-            # OME-Zarr: the first data set is the full resolution.
-            key = str(scales[0]["datasets"][0]["path"])
-            names = [axis["name"] for axis in scales[0]["axes"]]
-            sizes_um = _ome_zarr_pixel_size(scales[0])
-        found = {name: item for name, item in node.members(max_depth=None) if isinstance(item, zarr.Array)}
-        node = found[_choose(found, key)]
-    elif key is not None:
-        raise ValueError(f"it is a single array, received key={key!r}")
-    names = names or getattr(node.metadata, "dimension_names", None) or ()
-    yield [_array_source(node, axes, names, sizes_um)]
-
-
-def _ome_zarr_pixel_size(scale: Mapping[str, Any]) -> dict[str, float]:
-    steps = [t["scale"] for t in scale["datasets"][0].get("coordinateTransformations", ()) if t["type"] == "scale"]
-    if not steps:
-        return {}
-    sizes = {axis["name"].upper(): step for axis, step in zip(scale["axes"], steps[0], strict=True)}
-    units = {axis["name"].upper(): axis.get("unit") for axis in scale["axes"]}
-    return micrometres({axis: sizes[axis] for axis in "ZYX" if axis in sizes}, units)
-
-
-def _choose(found: Mapping[str, Any], key: str | None) -> str:
-    name = next(iter(found)) if key is None and len(found) == 1 else (key or "").strip("/")
-    if name not in found:
-        what = "several arrays; give one as `key`" if key is None and found else f"no array {key!r}"
-        raise ValueError(f"it has {what}: it holds {sorted(found)}")
-    return name
-
-
-def _array_source(array: Any, axes: str | None, names: Sequence[str | None], sizes_um: dict[str, float]) -> Source:
-    shape = tuple(array.shape)
-    letters = axes or "".join(name or "" for name in names).upper()
-    if axes is None and (len(letters) != len(shape) or not set("YX") <= set(letters)):
-        # Nobody says: up to four entries at the end are channels.
-        letters = {2: "YX", 3: "YXC" if shape[-1] <= 4 else "ZYX", 4: "ZYXC"}.get(len(shape), "")
-
-    def read(planes: Planes) -> np.ndarray:
-        return np.asarray(array[plane_index(letters, planes)])
-
-    return Source(letters, shape, np.dtype(array.dtype), read, pixel_size_um=sizes_um)

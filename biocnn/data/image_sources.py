@@ -13,6 +13,8 @@ import numpy as np
 
 Planes = tuple[int, ...] | None
 """Index of one plane, along all plane axes; None for all planes."""
+Index = tuple[int | slice, ...]
+"""What to take along each axis of an array."""
 
 ORIENTATION = 0x0112
 """The tag of EXIF and of TIFF that says how the camera was held."""
@@ -33,6 +35,11 @@ class Source:
         pixel_size_um: micrometres between neighbours along ``Z``, ``Y`` and ``X``, as far as the file says.
         alpha: the last entry along ``S`` is how opaque the pixel is.
         orientation: of the camera, 1 to 8, as defined by EXIF and TIFF; 1 is upright.
+        window: decodes a part, given a number for each plane axis, which is left out of the result, and a slice for
+            each other; None when only `read` can.
+        piece_bytes: memory of the largest piece, such as a tile or a chunk, that `window` has to decode at once; 0
+            when the values are stored as they are.
+        channel_names: of the entries along ``C``, or none when the file does not say.
     """
 
     axes: str
@@ -43,6 +50,9 @@ class Source:
     pixel_size_um: Mapping[str, float] = field(default_factory=dict)
     alpha: bool = False
     orientation: int = 1
+    window: Callable[[Index], np.ndarray] | None = None
+    piece_bytes: int = 0
+    channel_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (
@@ -72,7 +82,7 @@ def is_plane(letter: str) -> bool:
     return letter not in "YXCS"
 
 
-def plane_index(axes: str, planes: Planes) -> tuple[int | slice, ...]:
+def plane_index(axes: str, planes: Planes) -> Index:
     """Index of an array of these axes that takes one plane, or everything.
 
     >>> plane_index("TYX", (3,))

@@ -11,7 +11,8 @@ import numpy as np
 import tifffile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from biocnn.data.image_sources import ORIENTATION, Planes, Source, is_plane, micrometres, plane_index
+from biocnn.data.image_sources import ORIENTATION, Index, Planes, Source, is_plane, micrometres, plane_index
+from biocnn.data.tiff_windows import tiff_window
 
 _BYTE_ORDERS: dict[str, Literal["little", "big"]] = {"<": "little", ">": "big"}
 
@@ -66,9 +67,18 @@ def _tiff_source(tiff: Any, number: int, axes: str | None) -> Source:
         else:
             grid = np.arange(count).reshape(shape[:lead])[index[:lead]]
             array = _tiff_pages(tiff, number, grid.ravel().tolist()).reshape(grid.shape + shape[lead:])
+        return shown(array)
+
+    def shown(array: np.ndarray) -> np.ndarray:
         if array.dtype == bool:  # one bit per pixel: black and white
             array = array.astype(np.uint8) * np.uint8(255)
         return array if table is None else table[array]
+
+    stored_window, piece_bytes = tiff_window(tiff, number, letters, shape)
+
+    def window(index: Index) -> np.ndarray:
+        assert stored_window is not None
+        return shown(stored_window(index[: len(letters)]))
 
     dtype = np.dtype(np.uint8) if series.dtype == bool else series.dtype
     alpha = frame.photometric == tifffile.PHOTOMETRIC.RGB or "S" in letters
@@ -83,6 +93,9 @@ def _tiff_source(tiff: Any, number: int, axes: str | None) -> Source:
         _tiff_pixel_size(tiff, number),
         bool(alpha and "S" in letters),
         1 if orientation is None else int(orientation.value),
+        None if stored_window is None else window,
+        piece_bytes,
+        _channel_names(tiff, number),
     )
 
 
@@ -141,8 +154,7 @@ def _page_by_libtiff(path: Path, page: Any) -> np.ndarray:
 def _tiff_pixel_size(tiff: Any, number: int) -> dict[str, float]:
     """Micrometres from OME, ImageJ or resolution tags; dots per inch, such as 72 or 300, are settings for printers."""
     if tiff.ome_metadata:
-        content = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
-        pixels = (content[min(number, len(content) - 1)] if isinstance(content, list) else content)["Pixels"]
+        pixels = _ome_pixels(tiff, number)
         sizes = {axis: pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"}
         return micrometres(sizes, {axis: pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "ZYX"})
     tags, imagej = tiff.series[number].keyframe.tags, tiff.imagej_metadata or {}
@@ -152,3 +164,20 @@ def _tiff_pixel_size(tiff: Any, number: int) -> dict[str, float]:
         return found
     centimetre = "ResolutionUnit" in tags and int(tags["ResolutionUnit"].value) == 3
     return micrometres(sizes, dict.fromkeys("YX", "cm")) if centimetre else {}
+
+
+def _ome_pixels(tiff: Any, number: int) -> dict[str, Any]:
+    """What OME metadata say of a series."""
+    content = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
+    pixels: dict[str, Any] = (content[min(number, len(content) - 1)] if isinstance(content, list) else content)[
+        "Pixels"
+    ]
+    return pixels
+
+
+def _channel_names(tiff: Any, number: int) -> tuple[str, ...]:
+    if not tiff.ome_metadata:
+        return ()
+    found = _ome_pixels(tiff, number).get("Channel", [])
+    names = [channel.get("Name") for channel in (found if isinstance(found, list) else [found])]
+    return tuple(map(str, names)) if all(names) else ()

@@ -98,7 +98,7 @@ def read_image(
     """
     path = Path(path)
     with open_sources(path, key, axes) as sources:
-        source, planes = _find_plane(path, sources, page)
+        source, planes = find_plane(path, sources, page)
         needed = source.bytes_to_read(planes)
         if needed > max_bytes:
             raise DataError(
@@ -117,8 +117,17 @@ def _look(source: Source) -> str:
     return f"{source.axes} {'x'.join(map(str, source.shape))} {source.dtype}"
 
 
-def _find_plane(path: Path, sources: list[Source], page: int | None) -> tuple[Source, Planes]:
-    """The array that a page is in and the place of the page there."""
+def find_plane(path: str | Path, sources: list[Source], page: int | None) -> tuple[Source, Planes]:
+    """The array that a page is in and the place of the page there.
+
+    Args:
+        path: for the message of the error.
+        sources: what is in the file.
+        page: counted from 0 through all planes of all sources; None for the only source as it is.
+
+    Raises:
+        DataError: if there is no such page, or `page` is None and there are several sources or plane axes.
+    """
     if page is None:
         if len(sources) > 1:
             looks = ", ".join(map(_look, sources[:_SHOWN]))
