@@ -2,13 +2,14 @@ r"""DRIVE: graphs from the maps of trained networks, by each delineator, with ma
 
     for SEED in 0 1 2; do
         python pipelines/tubularity.py fit --config pipelines/delineation.yaml --data.root DIR --run seed$SEED \
-            --seed_everything $SEED
+            --seed_everything $SEED --trainer.max_epochs 30
     done
     python benchmarks/drive_delineation.py --root DIR runs/tubularity/seed*/checkpoints/best.ckpt
 
 The truth is the graph of `1st_manual` inside the field of view, by the same skeleton. Maps are means of 8 views, at the
-threshold that the run chose on its validation images, and 0 outside the field of view. One JSON line for each
-checkpoint and delineator, with means over the images; the second observer is scored likewise with `--observer`.
+threshold that the run chose on its validation images, and 0 outside the field of view; with the classifier, at two
+thirds of it, as its part is to reject. One JSON line for each checkpoint and delineator, with means over the images;
+the second observer is scored likewise with `--observer`.
 """
 
 import argparse
@@ -60,11 +61,13 @@ def skeleton(mask: np.ndarray) -> nx.MultiGraph:
 
 def graphs(segmenter: Segmenter, image: np.ndarray, inside: np.ndarray) -> Iterator[tuple[str, nx.MultiGraph, float]]:
     """Graph of each delineator, and the seconds it took; the map takes the same for all."""
-    probability = np.where(inside, segmenter.predict(image), 0).astype(np.float32)
+    probability = np.where(inside, segmenter.tubularity(image), 0).astype(np.float32)
     threshold = segmenter.threshold
 
     def with_classifier() -> nx.MultiGraph:
-        return delineate(probability, threshold=threshold, weights=classifier_weights(segmenter, image))
+        lower = threshold * 2 / 3  # the classifier is there to reject
+        weights = classifier_weights(segmenter, image, probability, lower)
+        return delineate(probability, threshold=lower, weights=weights)
 
     ways = {
         "skeleton": lambda: delineate(probability, method="skeleton", threshold=threshold),

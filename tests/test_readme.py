@@ -18,8 +18,10 @@ from PIL import Image
 
 from biocnn.cli.main import command_parser, main
 from biocnn.data.manifest import load_manifest
+from biocnn.networks import DualUseUNet
 from tests.data.drawn import save, vessels
 from tests.data.drawn_cells import cells, dots
+from tests.inference.test_paths import segmenter
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -189,6 +191,11 @@ def test_the_graph_works_as_the_readme_shows_it() -> None:
     names: dict[str, Any] = {"tubularity": mask * 0.9, "truth": mask}
     exec(code, names)
     assert names["scores"]["quality_2um"] > 0.8
+    (code,) = [block for block in blocks("python") if "classifier_weights" in block]
+    torch.manual_seed(0)
+    names |= {"segmenter": segmenter(DualUseUNet(1, channels=(4, 8))), "image": vessels(0, 120, 100)[0]}
+    exec(code, names)
+    assert names["graph"].graph["optimality_gap"] >= 0
 
 
 def assert_run_folder_is_as_described(workplace: Path) -> None:

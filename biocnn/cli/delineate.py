@@ -20,7 +20,9 @@ def add(commands: Any) -> None:
     command.add_argument("--overlay", metavar="FILE", help="PNG of the graph on the image, or on the map")
     command.add_argument("--image", metavar="FILE", help="image for the overlay and for --model")
     command.add_argument(
-        "--model", metavar="FILE", help="checkpoint of pipelines/delineation.yaml, whose classifier weighs the paths"
+        "--model",
+        metavar="FILE",
+        help="checkpoint of pipelines/delineation.yaml, whose classifier weighs paths too",
     )
     command.add_argument(
         "--pixel-size", type=float, nargs="+", metavar="UM", help="micrometres (plane,) row, column; else of the file"
@@ -60,7 +62,9 @@ def _delineate(arguments: argparse.Namespace) -> int:
     weights = None
     if arguments.model:
         segmenter = import_module("biocnn").load(arguments.model)
-        weights = import_module("biocnn.inference.paths").classifier_weights(segmenter, picture)
+        weights = import_module("biocnn.inference.paths").classifier_weights(
+            segmenter, picture, probability, arguments.threshold
+        )
     delineate = import_module("biocnn.delineation.delineate").delineate
     try:
         graph = delineate(

@@ -16,7 +16,7 @@ from biocnn.delineation.pruning import prune_spurs
 from biocnn.delineation.samples import SAMPLE_DISTANCE, checked_map, sample_points
 from biocnn.delineation.selection import Selection, select_paths
 from biocnn.delineation.smoothing import smooth_paths
-from biocnn.delineation.weights import component_price, log_odds, with_continuations
+from biocnn.delineation.weights import component_price, continuation_reward, log_odds, with_continuations
 
 Floats = NDArray[np.float64]
 
@@ -64,7 +64,8 @@ def delineate_globally(
     candidates = candidate_paths(values, samples, spacing, threshold, gap, max(gap, 2 * distance))
     price = component_price(candidates.spacing.tolist(), gap)
     if weights is None:
-        worth = with_continuations(candidates, log_odds(candidates, values, threshold), 0.75 * price)
+        reward = continuation_reward(candidates.spacing.tolist(), gap)
+        worth = with_continuations(candidates, log_odds(candidates, values, threshold), reward)
     else:
         worth = np.asarray(weights(candidates), np.float64)
     selection = select_paths(candidates, worth, loops, price, time_limit)

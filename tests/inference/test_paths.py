@@ -8,7 +8,9 @@ from torch import nn
 
 from biocnn.delineation.candidates import Candidates, candidate_paths
 from biocnn.delineation.delineate import delineate
+from biocnn.delineation.path_weights import learned_weights
 from biocnn.delineation.samples import sample_points
+from biocnn.delineation.weights import component_price, log_odds, with_continuations
 from biocnn.errors import DataError
 from biocnn.inference.paths import classifier_weights, path_probabilities
 from biocnn.inference.segmentation import Segmenter
@@ -72,15 +74,16 @@ def test_a_delineation_weighs_its_candidates_by_them() -> None:
     image = np.full((64, 64), 50, np.uint8)
     image[30:33, 4:60] = 150
     probability = np.where(image > 100, 0.9, 0.02)
-    probability[:, 28:40] = 0.02  # where the map has lost the line
+    probability[:, 28:40] = 0.02  # where the map has lost the line, by more than the longest gap
     model = segmenter(Brightness(1, channels=(4,)))
-
-    graph = delineate(probability, weights=classifier_weights(model, image), gap=13)
+    weights = classifier_weights(model, image, probability)
+    graph = delineate(probability, weights=weights, gap=13)
     assert (graph.number_of_nodes(), graph.number_of_edges()) == (2, 1)
-    # Now there is a gap in the image: the way over it weighs more than a component costs.
-    image[:, 30:34] = 50
-    graph = delineate(probability, weights=classifier_weights(model, image), gap=13)
-    assert (graph.number_of_nodes(), graph.number_of_edges()) == (4, 2)
+    candidates = candidate_paths(probability, sample_points(probability), gap=13)
+    learned = learned_weights(path_probabilities(model, image, candidates), candidates)
+    evidence = (learned + log_odds(candidates, probability)) / 2
+    expected = with_continuations(candidates, evidence, 0.75 * component_price((1, 1)))
+    np.testing.assert_array_equal(weights(candidates), expected)
 
 
 def test_none_and_networks_that_cannot(drawn: tuple[np.ndarray, Candidates]) -> None:
@@ -90,6 +93,6 @@ def test_none_and_networks_that_cannot(drawn: tuple[np.ndarray, Candidates]) -> 
     with pytest.raises(DataError, match="UNet cannot classify paths"):
         path_probabilities(segmenter(UNet(1, channels=(4,))), image, candidates)
     with pytest.raises(DataError, match="UNet cannot classify paths"):
-        classifier_weights(segmenter(UNet(1, channels=(4,))), image)
+        classifier_weights(segmenter(UNet(1, channels=(4,))), image, np.zeros((96, 80)))
     with pytest.raises(ValueError, match="not one of pixels"):
         path_probabilities(segmenter(DualUseUNet(1, channels=(4,))), image[:50], candidates)

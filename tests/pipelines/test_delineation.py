@@ -97,7 +97,7 @@ def test_the_command_weighs_paths_by_the_classifier(
     model = biocnn.load(trained / BEST, device="cpu")
     assert isinstance(model, Segmenter)
     probability = read_image(tmp_path / "map.tif").array
-    expected = delineate(probability, (0.5, 0.5), weights=classifier_weights(model, image))
+    expected = delineate(probability, (0.5, 0.5), weights=classifier_weights(model, image, probability))
     assert total_length(read_graph(tmp_path / "own.graphml")) == pytest.approx(total_length(expected), rel=1e-9)
     assert main([*command, "--out", str(tmp_path / "skeleton.graphml"), "--method", "skeleton"]) == 2
     assert "Only the global method" in capsys.readouterr().err
