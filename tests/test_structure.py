@@ -29,6 +29,7 @@ LAYERS = [
     "biocnn.inference",
     "biocnn.report",
     "biocnn.training",
+    "biocnn.export",
     "biocnn.cli",
 ]
 
@@ -37,6 +38,11 @@ INNER_IMPORTS = {
     ("biocnn.networks.backbones", "timm"),
     ("biocnn.data.datamodule", "cv2"),  # in worker processes only
     ("biocnn.data.point_files", "roifile"),
+    ("biocnn.data.outline_files", "roifile"),
+    ("biocnn.inference.tables", "pyarrow.parquet"),
+    ("biocnn.export.programs", "onnx"),
+    ("biocnn.export.programs", "onnxruntime"),
+    ("biocnn.export.bioimage_package", "bioimageio"),
 }
 # The same by `import_module`: the verbs of the command, `biocnn.load`, and class paths of networks.
 IMPORT_MODULE = {"biocnn", "biocnn.networks.spec"}

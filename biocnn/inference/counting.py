@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from biocnn.data.fingerprint import scale
 from biocnn.data.point_fingerprint import share_beyond
 from biocnn.errors import DataError
 from biocnn.inference.peaks import find_peaks
+from biocnn.inference.regrid import move_points
+from biocnn.inference.results import Count, CountResult
+from biocnn.inference.sources import Opened, Reading, Source, channel_names, open_source
 from biocnn.networks.resolution import output_stride_of
 from biocnn.tasks.counting import CountingTask, kernel_width
 
@@ -25,20 +28,6 @@ _LARGER = 1.1  # a factor on the largest training image; totals of larger ones a
 _PIXEL_SIZE = 1.1  # a factor; a tenth changes the area of a cell by a fifth
 
 
-class Count(NamedTuple):
-    """A count with its interval, in cells.
-
-    Attributes:
-        cells: the sum of the density; seldom a whole number, and below 0 where a network predicts less than nothing.
-        low: 0 without an interval.
-        high: infinite without an interval, as below 0, where no validation image was.
-    """
-
-    cells: float
-    low: float
-    high: float
-
-
 def count_of(task: CountingTask, density: NDArray[np.floating], inside: NDArray[np.bool_] | None = None) -> Count:
     """Count and interval of a density map.
 
@@ -49,7 +38,11 @@ def count_of(task: CountingTask, density: NDArray[np.floating], inside: NDArray[
         density: (H, W), cells per pixel.
         inside: (H, W), where pixels count; None counts all.
     """
-    count = float(np.sum(density if inside is None else density[inside], dtype=np.float64))
+    return count_of_sum(task, float(np.sum(density if inside is None else density[inside], dtype=np.float64)))
+
+
+def count_of_sum(task: CountingTask, count: float) -> Count:
+    """Count and interval of a density map whose sum is known."""
     if task.interval is None or not task.interval_fits or count < 0:
         return Count(count, 0.0, math.inf)
     low, high = task.interval.interval(count)
@@ -199,6 +192,41 @@ class Counter:
         size = data.get("pixel_size_um")
         self.pixel_size_um: tuple[float, float] | None = None if size is None else (size[0], size[1])
 
+    def predict(self, source: Source, **reading: Any) -> CountResult:
+        """Count the cells of an image: on its own grid, also where it is resampled to the pixel size of the training.
+
+        Args:
+            source: path, URL of an OME-Zarr, or array (H, W) or (H, W, C).
+            **reading: fields of :class:`biocnn.inference.sources.Reading`, such as ``channels=("DAPI",)``.
+
+        Raises:
+            DatasetNotFoundError: if there is no such file.
+            DataError: if it cannot be read, is too large, or has other channels or another dtype than the training
+                images.
+        """
+        how = Reading(**reading)
+        with open_source(source, how, channel_names(self.task), self.pixel_size_um) as opened:
+            return self.predict_opened(opened, how)
+
+    def predict_opened(self, opened: Opened, reading: Reading) -> CountResult:
+        """The same of an image that is open."""
+        image, prepared = opened.read(reading)
+        density = self.density(prepared)
+        count = count_of(self.task, density)
+        points = density_points(self.task, density, opened.prepared.pixel_size_um)
+        if points is not None and opened.resampled_um:
+            points = move_points(points, opened.shape, opened.scale)
+        return CountResult(
+            opened.image.path,
+            image,
+            opened.back(density, "amount"),
+            count,
+            points,
+            opened.image.pixel_size_um,
+            (*opened.flags, *self.flags_of_count(prepared, count.cells)),
+            opened.resampled_um,
+        )
+
     def density(self, image: np.ndarray) -> NDArray[np.float32]:
         """Density map of an image, whose sum is the count.
 
@@ -233,10 +261,16 @@ class Counter:
         Raises:
             DataError: as for :meth:`density`.
         """
-        count, picture = self.count(image).cells, np.moveaxis(self._prepare(np.asarray(image)), 0, 2)
+        return self.flags_of_count(image, self.count(image).cells, pixel_size_um)
+
+    def flags_of_count(
+        self, image: np.ndarray, count: float, pixel_size_um: Sequence[float] | None = None
+    ) -> list[str]:
+        """The same of a count that is known; the pixel size is taken to be that of the training when None."""
+        size = self.pixel_size_um if pixel_size_um is None else pixel_size_um
+        picture = np.moveaxis(self._prepare(np.asarray(image)), 0, 2)
         values = scale(picture, (0.0, 255.0)) if picture.dtype == np.uint8 else picture
         raw = np.asarray(image).reshape(picture.shape)
-        size = self.pixel_size_um if pixel_size_um is None else pixel_size_um
         return flags_of(self.task, count, values, size, beyond=share_beyond(raw, self._range))
 
     def points(self, image: np.ndarray) -> NDArray[np.float32]:

@@ -25,7 +25,8 @@ def load(
     if the name lies in a package that biocnn trusts (:data:`biocnn.networks.spec.TRUSTED_PACKAGES`).
 
     Args:
-        path: of a local checkpoint such as ``RUN/checkpoints/best.ckpt``. URLs are refused.
+        path: of a local checkpoint such as ``RUN/checkpoints/best.ckpt``, or of weights that were exported as
+            ``.safetensors``. URLs are refused.
         network: the network, with any weights, if it cannot be made by name.
         device: where to predict; the GPU when there is one, else the CPU.
 

@@ -1,6 +1,8 @@
 """Prediction of images with a trained segmentation model."""
 
+import math
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +10,8 @@ import torch
 from biocnn.data.dataset import to_float
 from biocnn.data.fingerprint import scale
 from biocnn.errors import DataError
+from biocnn.inference.results import TubularityResult
+from biocnn.inference.sources import Opened, Reading, Source, channel_names, open_source
 from biocnn.metrics.calling import call_structure
 from biocnn.tasks.segmentation import SegmentationTask
 
@@ -40,7 +44,47 @@ class Segmenter:
         size = data.get("pixel_size_um")
         self.pixel_size_um: tuple[float, float] | None = None if size is None else (size[0], size[1])
 
-    def predict(self, image: np.ndarray) -> np.ndarray:
+    def predict(self, source: Source, **reading: Any) -> TubularityResult:
+        """Segment an image: on its own grid, also where it is resampled to the pixel size of the training.
+
+        Args:
+            source: path, URL of an OME-Zarr, or array (H, W) or (H, W, C).
+            **reading: fields of :class:`biocnn.inference.sources.Reading`, such as ``channels=("CD31",)``.
+
+        Raises:
+            DatasetNotFoundError: if there is no such file.
+            DataError: if it cannot be read, is too large, or has other channels or another dtype than the training
+                images.
+        """
+        how = Reading(**reading)
+        with open_source(source, how, channel_names(self.task), self.pixel_size_um) as opened:
+            return self.predict_opened(opened, how)
+
+    def predict_opened(self, opened: Opened, reading: Reading) -> TubularityResult:
+        """The same of an image that is open."""
+        image, prepared = opened.read(reading)
+        probability = opened.back(self.tubularity(prepared), "value")
+        return TubularityResult(
+            opened.image.path,
+            image,
+            probability,
+            call_structure(probability, self.threshold, self.min_component_of(opened)),
+            opened.image.pixel_size_um,
+            self.threshold,
+            (*opened.flags, *self.flags),
+            opened.resampled_um,
+        )
+
+    def min_component_of(self, opened: Opened) -> int:
+        """Pixels that a component of an image has at least: of the same area as `min_component` in the training."""
+        return round(self.min_component * math.prod(opened.scale))
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What makes all masks of this model doubtful, in words."""
+        return () if self.task.threshold_fits else ("threshold chosen for another way to predict; run `test` once",)
+
+    def tubularity(self, image: np.ndarray) -> np.ndarray:
         """Tubularity map of an image.
 
         Args:
@@ -60,8 +104,8 @@ class Segmenter:
         return probability
 
     def segment(self, image: np.ndarray) -> np.ndarray:
-        """Mask of an image, (H, W) bool; arguments and errors as for :meth:`predict`."""
-        return call_structure(self.predict(image), self.threshold, self.min_component)
+        """Mask of an image, (H, W) bool; arguments and errors as for :meth:`tubularity`."""
+        return call_structure(self.tubularity(image), self.threshold, self.min_component)
 
     def _prepare(self, image: np.ndarray) -> np.ndarray:
         """(1, H, W, C) uint8, or (1, C, H, W) float32 on the scale of the training, cut to its range."""

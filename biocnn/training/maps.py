@@ -53,7 +53,7 @@ class MapWriter(Callback):
         overlays: folder of the overlays, below `folder`.
 
     Attributes:
-        rows: of `predict`: a dict of numbers for each image.
+        rows: of `predict`: a dict of numbers for each image that this process predicted.
     """
 
     def __init__(self, folder: Path, overlays: str = "overlays") -> None:
@@ -66,7 +66,8 @@ class MapWriter(Callback):
         self._names = file_names(trainer.datamodule.ids("test"))  # type: ignore[attr-defined]
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Choose the names of the files."""
+        """Choose the names of the files, in the folder that the first process has chosen."""
+        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
         self._names = file_names(trainer.datamodule.ids("predict"))  # type: ignore[attr-defined]
 
     def on_test_batch_end(

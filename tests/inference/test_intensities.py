@@ -49,5 +49,5 @@ def test_values_beyond_the_range_of_the_training_are_cut_everywhere(tmp_path: Pa
     task = SegmentationTask(Listener(), image_mean=[0.5], image_std=[0.25], test_time_augmentation=False).eval()
     task.data_description = data.describe()
     torch.testing.assert_close(
-        torch.from_numpy(Segmenter(task).predict(image)), torch.sigmoid((whole[0, 0] - 0.5) / 0.25), rtol=0, atol=0
+        torch.from_numpy(Segmenter(task).tubularity(image)), torch.sigmoid((whole[0, 0] - 0.5) / 0.25), rtol=0, atol=0
     )

@@ -67,11 +67,11 @@ def test_predicts_what_the_parts_give_by_hand(tmp_path: Path, steps: int) -> Non
     path = checkpoint(tmp_path / "a.ckpt", steps=steps)
     model = biocnn.load(path, device="cpu")
     assert isinstance(model, Segmenter)
-    found = model.predict(COLOURS)
+    found = model.tubularity(COLOURS)
     assert (found.shape, found.dtype) == ((45, 70), np.float32)
     # float32 sums in another order, and two tiles along the columns
     np.testing.assert_allclose(found, by_hand(path, COLOURS / 255, steps), atol=1e-6)
-    np.testing.assert_array_equal(model.predict(COLOURS[:1, :1]).shape, (1, 1))
+    np.testing.assert_array_equal(model.tubularity(COLOURS[:1, :1]).shape, (1, 1))
 
 
 def test_a_read_only_image_is_predicted_without_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -79,7 +79,7 @@ def test_a_read_only_image_is_predicted_without_a_warning(tmp_path: Path, recwar
     image = COLOURS.copy()
     image.flags.writeable = False
     recwarn.clear()
-    model.predict(image)
+    model.tubularity(image)
     assert [str(warning.message) for warning in recwarn] == []
 
 
@@ -88,18 +88,18 @@ def test_other_types_are_scaled_as_the_training_images_were(tmp_path: Path) -> N
     path = checkpoint(tmp_path / "a.ckpt", count=1, **data)
     model = biocnn.load(path, device="cpu")
     expected = by_hand(path, (GREY[..., None] - 400.0) / 3100)
-    np.testing.assert_allclose(model.predict(GREY), expected, atol=1e-6)
-    np.testing.assert_array_equal(model.predict(GREY[..., None]), model.predict(GREY))
+    np.testing.assert_allclose(model.tubularity(GREY), expected, atol=1e-6)
+    np.testing.assert_array_equal(model.tubularity(GREY[..., None]), model.tubularity(GREY))
     assert model.channels == ("grey",)
 
 
 def test_the_mask_has_threshold_and_size_of_the_checkpoint(tmp_path: Path) -> None:
-    found = biocnn.load(checkpoint(tmp_path / "a.ckpt"), device="cpu").predict(COLOURS)
+    found = biocnn.load(checkpoint(tmp_path / "a.ckpt"), device="cpu").tubularity(COLOURS)
     threshold = float(np.quantile(found, 0.8))
     path = checkpoint(tmp_path / "b.ckpt", thresholds=(threshold, 6), pixel_size_um=[0.5, 0.25])
     model = biocnn.load(path, device="cpu")
     assert (model.threshold, model.min_component, model.pixel_size_um) == (threshold, 6, (0.5, 0.25))
-    above, mask = model.predict(COLOURS) >= threshold, model.segment(COLOURS)
+    above, mask = model.tubularity(COLOURS) >= threshold, model.segment(COLOURS)
     np.testing.assert_array_equal(mask, remove_small_objects(above, max_size=5, connectivity=2))
     assert 0 < mask.sum() < above.sum() < above.size
 
@@ -121,10 +121,10 @@ def test_wrong_images_are_refused(tmp_path: Path) -> None:
         (COLOURS.astype(np.uint16), r"Expected a uint8 image of shape \(rows, columns, 3\).* received uint16"),
     ):
         with pytest.raises(DataError, match=text):
-            model.predict(image)
+            model.tubularity(image)
     data = {"dtype": "float32", "fingerprint": {"intensity_range": [0.0, 1.0]}}
     model = biocnn.load(checkpoint(tmp_path / "b.ckpt", count=1, **data), device="cpu")
     image = np.zeros((8, 8), np.float32)
     image[2, 3] = np.nan
     with pytest.raises(DataError, match="holds nan or infinity"):
-        model.predict(image)
+        model.tubularity(image)
