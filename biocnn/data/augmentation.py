@@ -199,6 +199,8 @@ class PatchAugmentation(Augmentation):
                 f"max_shift must be in 0..{_SAFE_SHIFT} px, received {max_shift}: the label is about the centre "
                 "of the patch, and a larger shift can move what it names out of there."
             )
+        self.max_shift, self.brightness = max_shift, brightness
+        self.hed_sigma, self.hed_probability = hed_sigma, hed_probability
         transforms: list[A.BasicTransform] = [strict(A.D4, p=1.0)]
         if max_shift:
             transforms.append(RandomShift(max_shift))

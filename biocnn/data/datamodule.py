@@ -14,6 +14,7 @@ from biocnn.data.audit import quick_audit
 from biocnn.data.dataset import Batch, BatchDataset, as_batch, to_float
 from biocnn.data.manifest import Manifest
 from biocnn.data.sampler import EpochSampler, ShardSampler
+from biocnn.data.worker_signals import obey_parent_only
 from biocnn.errors import DataError
 
 StartMethod = Literal["fork", "spawn", "forkserver"]
@@ -45,7 +46,8 @@ def sensible_workers(augmented: bool, accelerator: str, processes: int = 1) -> t
     return number, f"{cores} cores for {processes} process(es), one kept for training"
 
 
-def _limit_threads(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
+    obey_parent_only()
     # OpenCV and torch would each start a thread per core in every worker.
     import cv2
 
@@ -96,15 +98,20 @@ class DataModule(pl.LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """What a checkpoint and a run record must know about the data: plain values only."""
 
+    def check_training_items(self) -> None:
+        """Raise a DataError if there are too few training items for one batch."""
+        items, world_size = len(self.dataset("train")), self._ranks()[1]
+        if items < self.batch_size * world_size:
+            raise DataError(
+                f"{items} training items do not fill one batch of {self.batch_size} on each of "
+                f"{world_size} process(es). Set data.batch_size to at most {items // world_size}."
+            )
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled, augmented batches; the last incomplete batch of an epoch is left out."""
+        self.check_training_items()
         dataset = self.dataset("train")
         rank, world_size = self._ranks()
-        if len(dataset) < self.batch_size * world_size:
-            raise DataError(
-                f"{len(dataset)} training items do not fill one batch of {self.batch_size} on each of "
-                f"{world_size} process(es). Set data.batch_size to at most {len(dataset) // world_size}."
-            )
         sampler = EpochSampler(len(dataset), self.seed, rank, world_size)
         sampler.resume(self._position["epoch"], self._position["consumed"] // world_size)
         # Lightning sets the epoch only after it has made the iterator, and workers read ahead at once.
@@ -155,7 +162,7 @@ class DataModule(pl.LightningDataModule):
             collate_fn=as_batch,  # type: ignore[arg-type]  # `__getitems__` returns a batch, not a list
             pin_memory=accelerator == "cuda",
             drop_last=drop_last,
-            worker_init_fn=_limit_threads if workers else None,
+            worker_init_fn=_begin_worker if workers else None,
             multiprocessing_context=self.start_method if workers else None,
             persistent_workers=workers > 0,
             # Without it a loader draws from the global random state whenever it is iterated.

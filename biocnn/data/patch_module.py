@@ -8,7 +8,8 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from biocnn.data.augmentation import Augmentation, PatchAugmentation
 from biocnn.data.datamodule import STAGES, DataModule, StartMethod, report_quick_audit
-from biocnn.data.dataset import ConcatSource, ItemDataset, Source
+from biocnn.data.dataset import Batch, ConcatSource, ItemDataset, Source
+from biocnn.data.device_patches import DevicePatches
 from biocnn.data.manifest import load_manifest
 from biocnn.data.patch_files import open_patch_images
 from biocnn.data.patches import PatchSource, first_occurrences, open_patch_source
@@ -33,6 +34,8 @@ class PatchDataModule(DataModule):
         num_workers: worker processes; chosen for you when None.
         start_method: how workers are started.
         seed: of order, augmentation and folds.
+        on_device: hold the training patches on the device, 7.2 GB for PCam, and augment them there; see
+            :class:`biocnn.data.device_patches.DevicePatches`. For a GPU that the processors cannot feed.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class PatchDataModule(DataModule):
         num_workers: int | None = None,
         start_method: StartMethod | None = None,
         seed: int = 0,
+        on_device: bool = False,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, start_method, seed)
         if folds is not None and not 0 <= fold < folds:
@@ -67,6 +71,7 @@ class PatchDataModule(DataModule):
         self.classes = self.manifest.classes or ("negative", "positive")
         self.augmentation = PatchAugmentation() if augmentation is None else augmentation
         self.unique_only, self.folds, self.fold, self.images = unique_only, folds, fold, images
+        self.on_device = on_device
         self._patch_size: list[int] = []
         self._datasets: dict[str, ItemDataset] = {}
         self._labels: dict[str, np.ndarray] = {}
@@ -137,6 +142,9 @@ class PatchDataModule(DataModule):
         self._datasets[split] = ItemDataset(source, rows, augmentation, self.seed)
         self._labels[split], self._ids[split] = labels[rows], ids[rows]
         self._groups[split] = None if groups is None else groups[rows]
+        if split == "train" and self.on_device:
+            parts = labels[rows], ids[rows], self._groups[split]
+            self._datasets[split] = DevicePatches(self._datasets[split], self.augmentation, *parts)
 
     def _open_folds(self, folds: int) -> None:
         pooled_splits = [split for split in ("train", "valid") if split in self.manifest.splits]
@@ -166,6 +174,13 @@ class PatchDataModule(DataModule):
     def dataset(self, split: str) -> ItemDataset:
         """The data set of a split that `setup` has opened."""
         return self._datasets[split]
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Images become float32 (B, C, H, W) in 0..1 on the device; those that are held there are made first."""
+        training = self._datasets.get("train")
+        if "image" not in batch and isinstance(training, DevicePatches):
+            batch = training.complete(batch)
+        return super().on_after_batch_transfer(batch, dataloader_idx)
 
     def ids(self, split: str) -> list[str]:
         """Id of every item of a split, in its order."""

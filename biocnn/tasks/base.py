@@ -95,18 +95,26 @@ class Task(pl.LightningModule):
         """Loss of a batch; updates the metrics of the stage."""
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        """One training step; stops with the ids of the batch when the loss is not finite."""
+        """One training step; stops with the ids of the batch when the loss is not finite.
+
+        One of several processes must not stop alone: they look together, see :mod:`biocnn.training.preemption`.
+        """
         loss = self._step(batch, "train")
-        if not torch.isfinite(loss):
-            names = ", ".join(batch.get("id", [])[:8]) or "without ids"
-            raise DataError(
-                f"The loss is {loss.item()} in step {self.global_step} of epoch {self.current_epoch}, batch of {names} "
-                "and so on. Look at these images for NaN; if they are sound, lower model.lr."
-            )
+        if self.trainer.world_size == 1 and not torch.isfinite(loss):
+            raise DataError(self.not_finite(loss, batch))
         size = len(batch["image"])
-        self.log("train_loss", loss, prog_bar=True, batch_size=size)
+        # Of the whole batch, not of the share of the first process: batches are shared out evenly.
+        self.log("train_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         return loss
+
+    def not_finite(self, loss: torch.Tensor, batch: dict[str, Any]) -> str:
+        """What to say when the loss of a training batch is not finite."""
+        names = ", ".join(batch.get("id", [])[:8]) or "without ids"
+        return (
+            f"The loss is {loss.item()} in step {self.global_step} of epoch {self.current_epoch}, batch of {names} "
+            "and so on. Look at these images for NaN; if they are sound, lower model.lr."
+        )
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """One validation step."""

@@ -38,7 +38,7 @@ class PathTraining(nn.Module):
     Args:
         weight: of the paths in the loss, eta in the paper.
         start: share of the training that learns to segment only, 0..1.
-        tiles: of a batch that paths are mined from, at most.
+        tiles: of a batch that paths are mined from, at most; of that of all processes together.
         per_tile: paths mined from a tile, at most.
 
     Raises:
@@ -76,17 +76,25 @@ class PathTraining(nn.Module):
         """
         logits: list[torch.Tensor] = []
         labels: list[np.ndarray] = []
-        for number in range(min(self.tiles, len(probability)) if self.started(task) else 0):
+        if not self.started(task):
+            return _nothing(task.network)
+        # The k-th tile of rank r is number k * R + r of the batch that R processes share.
+        own = range(task.global_rank, self.tiles, task.trainer.world_size)
+        for number in range(min(len(own), len(probability))):
             random = _random_numbers(task, task.current_epoch, 0, int(batch["index"][number]))
             paths, kinds = _examples(batch, probability, number, self.per_tile, random)
             logits.append(task.network.path_logits(features[number], paths))  # type: ignore[operator]
             labels.append(kinds)
         target = torch.from_numpy(np.concatenate([np.zeros(0, bool), *labels])).to(features.device, torch.float32)
-        if not len(target):
-            # Distributed training waits for a gradient of every parameter in every step.
-            return 0 * torch.stack([parameter.sum() for parameter in task.network.parameters()]).sum()
-        loss = F.binary_cross_entropy_with_logits(torch.cat(logits).float(), target)
-        task.log("train_path_loss", loss, batch_size=len(target))
+        # Processes find different numbers of paths; divided by their mean, the mean of what they return is that of all.
+        paths_each = torch.tensor(float(len(target)), device=features.device)
+        paths_each = task.trainer.strategy.reduce(paths_each, reduce_op="mean")
+        if not paths_each:
+            return _nothing(task.network)
+        loss = _nothing(task.network)
+        if len(target):
+            loss = F.binary_cross_entropy_with_logits(torch.cat(logits).float(), target, reduction="sum") / paths_each
+        task.log("train_path_loss", loss, batch_size=len(probability), sync_dist=True)
         return self.weight * loss
 
     def validate(self, task: Task, batch: Mapping[str, Any], probability: torch.Tensor) -> None:
@@ -108,6 +116,11 @@ class PathTraining(nn.Module):
             for metric in (self.auroc, self.accuracy):
                 metric.update(torch.sigmoid(logits), target)
         task.log_dict({"val_path_auroc": self.auroc, "val_path_accuracy": self.accuracy}, batch_size=1)
+
+
+def _nothing(network: nn.Module) -> torch.Tensor:
+    """0, with a gradient for every parameter: distributed training waits for one in every step."""
+    return 0 * torch.stack([parameter.sum() for parameter in network.parameters()]).sum()
 
 
 def classify_paths(task: Task, image: torch.Tensor, paths: Sequence[np.ndarray]) -> torch.Tensor:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
+from torchmetrics import MeanMetric
 
 from biocnn.errors import DataError
 from biocnn.losses import BCE, Dice, Loss, SoftClDice, iterations_for_radius
@@ -96,7 +97,7 @@ class SegmentationTask(Task):
         self.thresholds, self.paths = Thresholds(), paths
         self.val_metrics = SegmentationMetrics(tolerance=tolerance, min_size=min_size)
         self.test_metrics = SegmentationMetrics(tolerance=tolerance, min_size=min_size, membranes=membranes)
-        self.search = SizeSearch(min_size)
+        self.search, self.val_bce = SizeSearch(min_size), MeanMetric()
 
     @property
     def targets(self) -> frozenset[str]:
@@ -186,7 +187,9 @@ class SegmentationTask(Task):
                 self.search.update(probability, batch["mask"], batch.get("valid"))
             if self.paths is not None and self.trainer.state.fn == "fit":
                 self.paths.validate(self, batch, probability)
-            self.log("val_bce", BCE()(logits, batch["mask"], batch.get("valid")), batch_size=1, sync_dist=True)
+            # Lightning's mean over processes is wrong where they have different numbers of images.
+            self.val_bce.update(BCE()(logits, batch["mask"], batch.get("valid")))
+            self.log("val_bce", self.val_bce, batch_size=1)
         return probability
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:

@@ -67,11 +67,7 @@ def arguments_from_checkpoint(job: Job, args: Sequence[str]) -> list[str]:
     root = Path(_given(args, "trainer.default_root_dir") or "runs")
     path = evaluation_checkpoint(_given(args, "ckpt_path"), root, job.name, _given(args, "run"))
     stored = read_biocnn_checkpoint(path)["biocnn"]
-    if stored.get("task") != job.task.__name__:
-        raise CheckpointError(
-            f"{path} holds a {stored.get('task')}, expected a {job.task.__name__}. Use the script in pipelines/ that "
-            "it was trained with."
-        )
+    check_task(job, stored, path)
     settings = {name: json.dumps(value) for name, value in _plain_settings(job.task, stored, path).items()}
     before = [f"--model.{name}={value}" for name, value in settings.items() if name not in _FIXED_SETTINGS]
     after = [f"--model.{name}={value}" for name, value in settings.items() if name in _FIXED_SETTINGS]
@@ -87,6 +83,15 @@ def arguments_from_checkpoint(job: Job, args: Sequence[str]) -> list[str]:
             "that it was trained with."
         )
     return [args[0], *before, *args[1:], *after]
+
+
+def check_task(job: Job, stored: Mapping[str, Any], path: Path | str) -> None:
+    """Raise a CheckpointError if a checkpoint is of another job, by its ``biocnn`` section."""
+    if stored.get("task") != job.task.__name__:
+        raise CheckpointError(
+            f"{path} holds a {stored.get('task')}, expected a {job.task.__name__}. Use the script in pipelines/ that "
+            "it was trained with."
+        )
 
 
 def _long(job: Job, argument: str) -> str:

@@ -23,6 +23,7 @@ from biocnn.report.classification import (
 )
 from biocnn.report.figures import most_confident_mistakes
 from biocnn.tasks.classification import ClassificationTask
+from biocnn.training.processes import check_each_once, gathered
 from biocnn.training.runs import (
     make_room,
     open_validation,
@@ -141,8 +142,14 @@ def print_summary(metrics: dict[str, Any], folder: Path) -> None:
 
 def report_prediction(trainer: pl.Trainer, task: ClassificationTask, datamodule: PatchDataModule, path: Path) -> None:
     """After a prediction: write ``predictions_<name>.csv`` with the probability and spread of every patch."""
-    outputs = trainer.predict_loop.predictions
-    logit = np.concatenate([output["logit"].cpu().double().numpy() for output in outputs])
+    outputs = gathered(
+        [{name: value.cpu() for name, value in output.items()} for output in trainer.predict_loop.predictions]
+    )
+    ids = datamodule.ids("predict")
+    check_each_once([ids[row] for output in outputs for row in output["index"].tolist()], ids)
+    if not trainer.is_global_zero:
+        return
+    logit = np.concatenate([output["logit"].double().numpy() for output in outputs])
     calibration = task.calibration
     if calibration is None:
         rank_zero_warn(f"{path} is not calibrated: its probabilities are those of the network. Run `test` once.")
@@ -153,6 +160,6 @@ def report_prediction(trainer: pl.Trainer, task: ClassificationTask, datamodule:
     with atomic_path(target) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(["id", "probability", "spread", "called"])
-        for name, p, s in zip(datamodule.ids("predict"), probability, spread, strict=True):
+        for name, p, s in zip(ids, probability, spread, strict=True):
             writer.writerow([name, f"{p:.6f}", f"{s:.6f}", int(p >= calibration.threshold)])
     print(f"{len(probability):,} patches predicted: {target}")

@@ -21,6 +21,7 @@ from biocnn.report.counting import count_columns, points_picture, write_points, 
 from biocnn.report.overlay import write_map, write_overlay
 from biocnn.tasks.counting import CountingTask
 from biocnn.training.maps import file_names
+from biocnn.training.processes import own_rank, several_processes
 from biocnn.training.runs import make_room, read_json, result_stamp, run_of
 
 TABLE = "predictions.csv"
@@ -114,7 +115,7 @@ class CountWriter(Callback):
         rois: regions of `predict`, see :func:`regions_for`.
 
     Attributes:
-        rows: of `predict`: a dict for each image, and for each of its regions.
+        rows: of `predict`: a dict for each image that this process counted, and for each of its regions.
     """
 
     def __init__(
@@ -130,12 +131,21 @@ class CountWriter(Callback):
         assert isinstance(pl_module, CountingTask)
         pl_module.find_points = density_points
 
+    @property
+    def table(self) -> Path:
+        """The table that this process writes while it counts."""
+        return self.folder / (f"predictions_of_process_{own_rank()}.csv" if several_processes() else TABLE)
+
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Choose the names of the files."""
         self._names = file_names(trainer.datamodule.ids("test"))  # type: ignore[attr-defined]
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Choose the names of the files, and read and check all regions before anything is predicted."""
+        """Choose the names of the files, and read and check all regions before anything is predicted.
+
+        Files go into the folder that the first process has chosen.
+        """
+        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
         ids = trainer.datamodule.ids("predict")  # type: ignore[attr-defined]
         self._names, self._regions = file_names(ids), regions_for(self.rois, ids)
         check_regions(self._regions, ids)
@@ -160,8 +170,8 @@ class CountWriter(Callback):
             regions = [(region.name, region_mask(region, shape)) for region in self._regions[index]]
             size, beyond = batch["pixel_size_um"][position], batch["beyond"][position] if "beyond" in batch else 0.0
             self.rows += count_rows(pl_module, batch["id"][position], density, points, image, size, regions, beyond)
-        # With every image, so that an interruption keeps what was counted.
-        write_rows(self.folder / TABLE, self.rows)
+        # With every image, so that an interruption keeps what was counted; of several processes each has its own table.
+        write_rows(self.table, self.rows)
 
     def _write(
         self, task: CountingTask, outputs: dict[str, Any], batch: dict[str, Any], position: int

@@ -39,6 +39,7 @@ from biocnn.report.counting import (
 from biocnn.tasks.counting import CountingTask, intensities, warn_of_nothing
 from biocnn.training.count_files import TABLE, CountWriter, TestCounts, stamp_of
 from biocnn.training.maps import file_names
+from biocnn.training.processes import check_each_once, gathered
 from biocnn.training.runs import check_kind, open_validation, prediction_path, run_of, versions
 
 FEW_IMAGES = 64
@@ -243,10 +244,17 @@ def _picture(path: Path, height: int, width: int) -> np.ndarray:
 def report_prediction(trainer: pl.Trainer, task: CountingTask, datamodule: CountingDataModule, path: Path) -> None:
     """After a prediction: say what was written, a table with a row per image and region, maps, points and overlays."""
     writer = next(callback for callback in trainer.callbacks if isinstance(callback, CountWriter))  # type: ignore[attr-defined]
-    flagged = sum(bool(row["flags"]) for row in writer.rows)
-    images = sum(not row["region"] for row in writer.rows)
+    rows = gathered(writer.rows)
+    check_each_once([row["id"] for row in rows if not row["region"]], datamodule.ids("predict"))
+    if writer.table.name != TABLE:
+        writer.table.unlink()
+    if not trainer.is_global_zero:
+        return
+    write_rows(writer.folder / TABLE, rows)
+    flagged = sum(bool(row["flags"]) for row in rows)
+    images = sum(not row["region"] for row in rows)
     print(
-        f"{images:,} image(s) counted, {len(writer.rows) - images:,} region(s); {flagged:,} row(s) with flags\n"
+        f"{images:,} image(s) counted, {len(rows) - images:,} region(s); {flagged:,} row(s) with flags\n"
         f"table:    {writer.folder / TABLE}\n"
         f"maps:     {writer.folder / 'maps'} (float32 TIFF, cells per pixel)\n"
         f"points:   {writer.folder / 'points'} (CSV)\n"

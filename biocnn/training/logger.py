@@ -1,4 +1,4 @@
-"""Metrics of a run as one CSV that survives a kill and is continued on resume."""
+"""What a run measures as a CSV that survives a kill and is continued on resume."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ _FIXED = ["epoch", "step"]
 
 
 class MetricsCSV(Logger):
-    """Appends one row to ``metrics.csv`` for each call; a new metric adds a column.
+    """Appends one row to a table, ``metrics.csv``, for each call; a new metric adds a column.
 
     Lightning's own CSV logger deletes the file of an earlier start in the same folder, which is where a resumed run
     writes.
@@ -23,11 +23,12 @@ class MetricsCSV(Logger):
     Args:
         folder: of the run.
         resume_step: rows from this step on are dropped: they were written after the checkpoint that is resumed.
+        table: name of the file.
     """
 
-    def __init__(self, folder: str | Path, resume_step: int | None = None) -> None:
+    def __init__(self, folder: str | Path, resume_step: int | None = None, table: str = "metrics.csv") -> None:
         super().__init__()
-        self.path = Path(folder) / "metrics.csv"
+        self.path = Path(folder) / table
         self._folder = Path(folder)
         self._columns = list(_FIXED)
         if self.path.is_file():

@@ -1,30 +1,40 @@
 """The command line of a pipeline script: LightningCLI with run folders, safe checkpoints and resuming."""
 
+import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from biocnn.checkpoints import (
-    BEST,
-    AtomicCheckpointIO,
-    read_biocnn_checkpoint,
-    read_checkpoint,
-    remove_torn_files,
-)
-from biocnn.errors import BiocnnError, CheckpointError, DataError
+from biocnn.checkpoints import BEST, LAST, read_biocnn_checkpoint, read_checkpoint, remove_torn_files
+from biocnn.data.datamodule import DataModule
+from biocnn.errors import BiocnnError, DataError
 from biocnn.files import write_text
 from biocnn.networks.spec import build, remember
-from biocnn.training.arguments import EVALUATIONS, arguments_from_checkpoint, evaluation_checkpoint
+from biocnn.training.arguments import EVALUATIONS, arguments_from_checkpoint, check_task, evaluation_checkpoint
 from biocnn.training.callbacks import EMA, RandomStates, checkpoint_callbacks
+from biocnn.training.guards import GuardedCheckpointIO, end_launched, explained, launches, locked_run, together
 from biocnn.training.job import Job
 from biocnn.training.logger import MetricsCSV
+from biocnn.training.preemption import (
+    REQUEUE,
+    REQUEUE_FILE,
+    Agreement,
+    PreemptedError,
+    StopRequest,
+    silence_lightning,
+    stop_request,
+)
+from biocnn.training.processes import BatchNormSync
 from biocnn.training.runs import (
     chosen_run,
     find_last,
@@ -34,6 +44,8 @@ from biocnn.training.runs import (
     tell_launched,
     write_run_record,
 )
+from biocnn.training.throughput import Throughput
+from biocnn.training.trackers import loggers
 
 __all__ = ["Job", "PipelineCLI", "arguments_from_checkpoint", "evaluation_checkpoint", "run_pipeline"]
 
@@ -44,10 +56,19 @@ class PipelineCLI(LightningCLI):
     Args:
         job: what to run.
         args: command line; that of the process when None.
+        held: what is to be given back when the run has ended, such as the lock of its folder, is put here.
+        request: of the signal handlers, see :mod:`biocnn.training.preemption`.
     """
 
-    def __init__(self, job: Job, args: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        args: Sequence[str] | None = None,
+        held: contextlib.ExitStack | None = None,
+        request: StopRequest | None = None,
+    ) -> None:
         self.job = job
+        self._held, self._request = held or contextlib.ExitStack(), request or StopRequest()
         self.run_folder, self.checkpoint = Path(), Path()
         super().__init__(
             job.task,
@@ -81,6 +102,8 @@ class PipelineCLI(LightningCLI):
             default=next(iter(self.job.monitors)),
             help="Validation metric that chooses best.ckpt.",
         )
+        parser.add_argument("--wandb", type=str | None, default=None, help="Project of Weights & Biases.")
+        parser.add_argument("--mlflow", type=str | None, default=None, help="Address of an MLflow server.")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def before_instantiate_classes(self) -> None:
@@ -116,10 +139,16 @@ class PipelineCLI(LightningCLI):
             self.run_folder = run_of(resume)
         else:
             self.run_folder = new_run(root, self.job.name, name)
-        tell_launched(self.run_folder)
         config.ckpt_path = None if resume is None else str(resume)
-        if resume is not None and not resume.is_file():
-            raise CheckpointError(f"There is no checkpoint {resume.resolve()}.")
+        if resume is not None:
+            check_task(self.job, read_biocnn_checkpoint(resume)["biocnn"], resume)
+            self._take_folder()
+
+    def _take_folder(self) -> None:
+        """Hold the run folder, from before anything is written into it; a training that resumes begins with that."""
+        if is_first_process():
+            self._held.enter_context(locked_run(self.run_folder))
+            (self.run_folder / REQUEUE_FILE).unlink(missing_ok=True)
 
     def _write_config(self) -> None:
         text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
@@ -142,44 +171,54 @@ class PipelineCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """A Trainer that writes into the run folder only."""
         config = self.config[self.subcommand]
+        settings = self._get(self.config_init, "trainer", default={})
         own: list[Any] = []
         logger: Any = False
         if self.subcommand == "fit":
             resume = config.ckpt_path
             step = None if resume is None else int(read_checkpoint(resume)["global_step"])
-            logger = MetricsCSV(self.run_folder, step)
-            mode = self.job.monitors[config.monitor]
-            own = checkpoint_callbacks(
-                self.run_folder / "checkpoints", config.monitor, mode, config.checkpoint_every_n_steps
-            )
-            own += [RandomStates()] + ([] if config.ema_decay is None else [EMA(config.ema_decay)])
+            logger = loggers(self.run_folder, step, config.wandb, config.mlflow)
+            logger += [given for given in _as_list(settings.get("logger")) if isinstance(given, Logger)]
+            own = _fit_callbacks(self.run_folder, config, self.job.monitors, self._request, step)
         elif self.job.writers is not None and self.subcommand is not None:
             own = self.job.writers(self.subcommand, self.checkpoint, self.datamodule)
-        settings = self._get(self.config_init, "trainer", default={})
         callbacks = _as_list(settings.get("callbacks")) + own
-        plugins = [*_as_list(settings.get("plugins")), AtomicCheckpointIO()]
-        return super().instantiate_trainer(logger=logger, callbacks=callbacks, plugins=plugins, **kwargs)
+        plugins = [*_as_list(settings.get("plugins")), GuardedCheckpointIO()]
+        plugins += [] if settings.get("sync_batchnorm") else [BatchNormSync()]
+        trainer = super().instantiate_trainer(logger=logger, callbacks=callbacks, plugins=plugins, **kwargs)
+        silence_lightning(trainer)
+        if launches(trainer):
+            tell_launched(self.run_folder)
+        self._held.callback(end_launched, trainer)
+        return trainer
 
     def before_fit(self) -> None:
         """Make the run folder and write ``config.yaml`` and ``run.json``, once the data have been looked at."""
+        together(self.trainer, partial(_prepare_data, self.trainer, self.datamodule))
+        together(self.trainer, self._look_at_data)
         if is_first_process():
-            self.datamodule.prepare_data()
-        self.datamodule.setup("fit")
-        if is_first_process():
-            self._check_processes(self.datamodule.val_dataloader)
+            if self.config.fit.ckpt_path is None:
+                self._take_folder()
             remove_torn_files(self.run_folder / "checkpoints")
             self._write_config()
             trained = sum(p.numel() for p in self.model.network.parameters() if p.requires_grad)
-            seed = self.config.fit.seed_everything
+            settings = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
+            network = type(self.model.network).__name__
             write_run_record(
-                self.run_folder, seed, self.datamodule.describe(), type(self.model.network).__name__, trained
-            )
+                self.run_folder, self.config.fit.seed_everything, self.datamodule.describe(), network, trained,
+                settings, self.trainer.world_size,
+            )  # fmt: skip
+            for logger in self.trainer.loggers:
+                logger.log_hyperparams(settings)
             print(f"Run folder: {self.run_folder}")
 
-    def _check_processes(self, loader: Callable[[], Any]) -> None:
-        # With fewer images than processes there is no loader. Found out later, each process would say so and be killed.
+    def _look_at_data(self) -> dict[str, Any]:
+        self.datamodule.setup("fit")
+        # Too few images for a batch, or for the processes: found out later, it would leave a run folder behind.
         self.datamodule.trainer = self.trainer
-        loader()
+        self.datamodule.check_training_items()
+        self.datamodule.val_dataloader()
+        return self.datamodule.describe()
 
     def after_fit(self) -> None:
         """The job's own ending, unless training was interrupted."""
@@ -189,18 +228,12 @@ class PipelineCLI(LightningCLI):
             self.job.after_fit(self.trainer, self.model, self.datamodule, folder / "checkpoints" / BEST)
 
     def before_validate(self) -> None:
-        """Nothing but a check of the data, before processes are launched."""
-        if is_first_process() and self.trainer.world_size > 1:
-            self.datamodule.prepare_data()
-            self.datamodule.setup("validate")
-            self._check_processes(self.datamodule.val_dataloader)
+        """Nothing but a check of the data, if there are several processes."""
+        _check_evaluation(self.trainer, self.datamodule, "validate", "val_dataloader")
 
     def before_test(self) -> None:
-        """The job's own preparation, after a check of the data, before processes are launched."""
-        if is_first_process() and self.trainer.world_size > 1:
-            self.datamodule.prepare_data()
-            self.datamodule.setup("test")
-            self._check_processes(self.datamodule.test_dataloader)
+        """The job's own preparation, after a check of the data, if there are several processes."""
+        _check_evaluation(self.trainer, self.datamodule, "test", "test_dataloader")
         self.job.before_test(self.trainer, self.model, self.datamodule, self.checkpoint)
 
     def after_test(self) -> None:
@@ -208,13 +241,42 @@ class PipelineCLI(LightningCLI):
         self.job.after_test(self.trainer, self.model, self.datamodule, self.checkpoint)
 
     def before_predict(self) -> None:
-        """One process writes one table."""
-        if self.trainer.world_size > 1:
-            raise DataError("Prediction runs on one device: pass --trainer.devices 1.")
+        """Nothing but a check of the data, if there are several processes."""
+        _check_evaluation(self.trainer, self.datamodule, "predict", "predict_dataloader")
 
     def after_predict(self) -> None:
         """The job's own output."""
         self.job.after_predict(self.trainer, self.model, self.datamodule, self.checkpoint)
+
+
+def _fit_callbacks(
+    run_folder: Path, config: Any, monitors: Mapping[str, str], request: StopRequest, resume_step: int | None
+) -> list[pl.Callback]:
+    """What every training has, in this order: agreement on stopping, checkpoints, random states, averages, speed."""
+    folder, monitor = run_folder / "checkpoints", config.monitor
+    checkpoints = checkpoint_callbacks(folder, monitor, monitors[monitor], config.checkpoint_every_n_steps)
+    averages = [] if config.ema_decay is None else [EMA(config.ema_decay)]
+    speed = Throughput(MetricsCSV(run_folder, resume_step, "throughput.csv"))
+    return [Agreement(request, folder / LAST), *checkpoints, RandomStates(), *averages, speed]
+
+
+def _prepare_data(trainer: pl.Trainer, datamodule: pl.LightningDataModule) -> None:
+    if trainer.local_rank == 0:
+        datamodule.prepare_data()
+
+
+def _check_evaluation(trainer: pl.Trainer, datamodule: DataModule, stage: str, loader: str) -> None:
+    """Look at the data of an evaluation, if there are several processes, so that none goes on where another cannot."""
+
+    def look() -> dict[str, Any]:
+        datamodule.setup(stage)
+        datamodule.trainer = trainer
+        getattr(datamodule, loader)()
+        return {} if stage == "predict" else datamodule.describe()
+
+    if trainer.world_size > 1:
+        together(trainer, partial(_prepare_data, trainer, datamodule))
+        together(trainer, look)
 
 
 def _check_precision(precision: str) -> None:
@@ -243,15 +305,27 @@ def run_pipeline(job: Job, args: Sequence[str] | None = None) -> int:
         args: command line; that of the process when None.
 
     Returns:
-        Exit code: 0, or 2 after an error in the input.
+        Exit code: 0; 2 after an error that a user can act on; :data:`biocnn.training.preemption.REQUEUE` (75) of a
+        training that was stopped by SIGTERM or SIGUSR1 and is to be continued by ``--ckpt_path last``.
     """
     given = list(sys.argv[1:] if args is None else args)
     _quieten()
-    try:
-        PipelineCLI(job, arguments_from_checkpoint(job, given))
-    except BiocnnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with contextlib.ExitStack() as held:
+        # Evaluations are begun anew: a signal ends them as it ends any process.
+        request = held.enter_context(stop_request()) if given[:1] == ["fit"] else None
+        try:
+            PipelineCLI(job, arguments_from_checkpoint(job, given), held, request)
+        except PreemptedError as stop:
+            if is_first_process():
+                print(stop, file=sys.stderr)
+            # The process that has launched this one takes another code for a failure, and is killed for it.
+            return REQUEUE if chosen_run() is None else 0
+        except (BiocnnError, RuntimeError, OSError) as error:
+            text = str(error) if isinstance(error, BiocnnError) else explained(error)
+            if text is None:
+                raise
+            print(f"error: {text}", file=sys.stderr)
+            return 2
     return 0
 
 

@@ -7,7 +7,6 @@ import os
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -21,6 +20,7 @@ from biocnn.data.datamodule import DataModule
 from biocnn.data.manifest import Manifest
 from biocnn.errors import CheckpointError, DataError
 from biocnn.files import file_digest, write_json
+from biocnn.training.machine import code_state, git_state, hardware, scheduler
 
 _RECORDED = (
     *("biocnn", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "albumentations"),
@@ -124,21 +124,6 @@ def run_of(checkpoint: Path) -> Path:
     return checkpoint.parent / f"{checkpoint.stem}_results"
 
 
-def _git_state(folder: Path) -> str | None:
-    try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.stdout.strip()
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
@@ -148,10 +133,27 @@ def versions() -> dict[str, str]:
     return {**found, "torch": str(torch.__version__)}  # its own attribute names the CUDA build as well
 
 
-def write_run_record(folder: Path, seed: int | None, data: Mapping[str, Any], network: str, parameters: int) -> None:
-    """Write ``run.json``: command, versions, hardware, seed and data of this start.
+def write_run_record(
+    folder: Path,
+    seed: int | None,
+    data: Mapping[str, Any],
+    network: str,
+    parameters: int,
+    configuration: Mapping[str, Any] | None = None,
+    processes: int = 1,
+) -> None:
+    """Write ``run.json``: command, configuration, state of the code, versions, hardware, seed and data of this start.
 
     An earlier record, of the start that is being resumed, is kept in its ``resumed_from`` list.
+
+    Args:
+        folder: the run folder.
+        seed: of the run.
+        data: what the datamodule says of itself.
+        network: name of its class.
+        parameters: number of those that are trained.
+        configuration: everything that was set, as plain values.
+        processes: that train together.
     """
     path = folder / "run.json"
     record: dict[str, Any] = {
@@ -161,14 +163,13 @@ def write_run_record(folder: Path, seed: int | None, data: Mapping[str, Any], ne
         "data": dict(data),
         "network": network,
         "parameters": parameters,
-        "git": _git_state(Path.cwd()),
+        "configuration": dict(configuration or {}),
+        "git": code_state(),
+        "git_folder": git_state(Path.cwd()),
         "versions": versions(),
-        "hardware": {
-            "machine": platform.machine(),
-            "system": f"{platform.system()} {platform.release()}",
-            "cpu_threads": torch.get_num_threads(),
-            "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
-        },
+        "hardware": hardware(),
+        "processes": processes,
+        "slurm": scheduler(),
     }
     if path.is_file():
         earlier = json.loads(path.read_text(encoding="utf-8"))

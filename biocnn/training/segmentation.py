@@ -22,6 +22,7 @@ from biocnn.report.segmentation import print_summary, test_metrics, write_figure
 from biocnn.report.segmentation_figures import best_median_worst
 from biocnn.tasks.segmentation import SegmentationTask
 from biocnn.training.maps import MapWriter, file_names
+from biocnn.training.processes import check_each_once, gathered
 from biocnn.training.runs import (
     check_kind,
     make_room,
@@ -202,13 +203,17 @@ def report_prediction(
             f"{path} has a threshold that was chosen for another number of views or steps. Run `test` once, or predict "
             "with the settings of the training."
         )
+    found = gathered(writer.rows)
+    check_each_once([row["id"] for row in found], datamodule.ids("predict"))
+    if not trainer.is_global_zero:
+        return
     target = writer.folder / "predictions.csv"
     with atomic_path(target) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        rows = csv.DictWriter(handle, list(writer.rows[0]))
+        rows = csv.DictWriter(handle, list(found[0]))
         rows.writeheader()
-        rows.writerows(writer.rows)
+        rows.writerows(found)
     print(
-        f"{len(writer.rows):,} image(s) predicted, {task.thresholds}\n"
+        f"{len(found):,} image(s) predicted, {task.thresholds}\n"
         f"table:    {target}\n"
         f"maps:     {writer.folder / 'maps'} (float32 TIFF, probability)\n"
         f"masks:    {writer.folder / 'masks'} (PNG, 0 and 255)\n"

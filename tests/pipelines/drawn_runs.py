@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from tests.data.drawn import save, vessels, write_manifest
 ROOT = Path(__file__).parents[2]
 SCRIPT, CONFIG = ROOT / "pipelines" / "tubularity.py", ROOT / "pipelines" / "tubularity.yaml"
 SPLITS = {"train": 4, "valid": 2, "test": 3}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+"""Of a process that a test starts."""
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 QUIET += ["--trainer.enable_model_summary", "false"]
 
@@ -38,10 +41,10 @@ def picture(seed: int, bits: int = 8, height: int = 96, width: int = 80) -> tupl
     return image, mask
 
 
-def write_data(root: Path, bits: int = 8, **manifest: Any) -> str:
+def write_data(root: Path, bits: int = 8, splits: Mapping[str, int] = SPLITS, **manifest: Any) -> str:
     """A data set with a field of view for every image; returns the path of its manifest."""
     suffix = ".tif" if bits == 16 else ".png"
-    for start, (split, count) in enumerate(SPLITS.items()):
+    for start, (split, count) in enumerate(splits.items()):
         for number in range(count):
             image, mask = picture(100 * start + number, bits)
             save(root / split / "images" / f"{number}{suffix}", image)
@@ -52,9 +55,9 @@ def write_data(root: Path, bits: int = 8, **manifest: Any) -> str:
         "name": f"drawn{bits}",
         "channels": ["grey"] if bits == 16 else ["red", "green", "blue"],
         "image": {"dtype": f"uint{bits}"},
-        "splits": {split: {part: f"{split}/{glob}" for part, glob in parts.items()} for split in SPLITS},
+        "splits": {split: {part: f"{split}/{glob}" for part, glob in parts.items()} for split in splits},
     }
-    return write_manifest(root, list(SPLITS), **(fields | manifest))
+    return write_manifest(root, list(splits), **(fields | manifest))
 
 
 def spoil(root: Path, what: str) -> list[str]:
@@ -124,8 +127,7 @@ def run(*arguments: str, code: int = 0) -> str:
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the script in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         [sys.executable, str(SCRIPT), *arguments],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip

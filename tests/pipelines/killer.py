@@ -14,23 +14,27 @@ def die() -> None:
 
 
 class Killer(Callback):
-    """Kill after `number` events: training steps, validation batches, or in the middle of writing a checkpoint."""
+    """Kill after `number` events: training steps, validation batches, or in the middle of writing a checkpoint.
 
-    def __init__(self, event: str = "step", number: int = 1) -> None:
-        self.event, self.left = event, number
+    Of several processes that train together, the one of `rank`.
+    """
+
+    def __init__(self, event: str = "step", number: int = 1, rank: int = 0) -> None:
+        self.event, self.left, self.rank, self.mine = event, number, rank, False
 
     def _count(self, event: str) -> None:
-        if event == self.event:
+        if self.mine and event == self.event:
             self.left -= 1
             if self.left == 0:
                 die()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.mine = trainer.global_rank == self.rank
         whole_save = torch.save
 
         def save_and_maybe_die(value: Any, path: Any, *args: Any, **kwargs: Any) -> None:
             whole_save(value, path, *args, **kwargs)
-            if self.event == "write" and self.left == 1:
+            if self.mine and self.event == "write" and self.left == 1:
                 with open(path, "rb+") as handle:
                     handle.truncate(handle.seek(0, os.SEEK_END) // 2)
             self._count("write")

@@ -1,11 +1,9 @@
-"""A killed run, started again with the same command, ends as if nothing had happened."""
+"""A killed run, started again with the same command, ends as if nothing had happened, in all three jobs."""
 
-import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Sequence
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +11,26 @@ import pytest
 import torch
 
 from biocnn.checkpoints import read_checkpoint
+from tests.pipelines.commands import Command, begin, end, kill, run_in_processes
+from tests.pipelines.drawn_runs import unet
+from tests.pipelines.three_jobs import JOBS_DRAWN, dense, fit_command, write_three
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-LENET = (
-    '{"class_path": "biocnn.networks.SmallDenseNet", "init_args": {"layers": [0, 1], "growth_rate": 4, "dropout": 0.5}}'
-)
-
-
-def command(data: Path, runs: Path, workers: int, *more: str) -> list[str]:
-    return [
-        *(
-            sys.executable,
-            str(ROOT / "pipelines" / "pcam.py"),
-            "fit",
-            "--config",
-            str(ROOT / "pipelines" / "pcam.yaml"),
-        ),
-        *("--data.root", str(data), "--trainer.default_root_dir", str(runs), "--run", "r"),
-        *("--trainer.max_epochs", "3", "--data.batch_size", "8", "--data.num_workers", str(workers)),
-        *("--model.network", LENET, "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"),
-        *("--checkpoint_every_n_steps", "3", "--trainer.accelerator", "cpu", "--trainer.enable_model_summary", "false"),
-        *more,
-    ]
+# Dropout, so that the random states matter.
+DROPPING = {
+    "pcam": dense(dropout=0.5),
+    "tubularity": unet(3, norm="instance", dropout=0.3),
+    "counting": unet(1, dropout=0.3),
+}
 
 
-def fit(arguments: Sequence[str]) -> int:
-    return subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, timeout=300, check=False).returncode
+def command(job: str, data: Path, runs: Path, processes: int, workers: int, *more: str) -> Command:
+    """6 steps, a validation after every third; last.ckpt after every second step and every epoch."""
+    changed = ["--model.network", DROPPING[job], "--data.num_workers", str(workers), "--checkpoint_every_n_steps", "2"]
+    return fit_command(job, data, runs, 8 // processes, *changed, *more)
 
 
 def same(first: Any, second: Any) -> bool:
+    """Whether two values of a checkpoint are equal bit for bit."""
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
@@ -53,62 +41,90 @@ def same(first: Any, second: Any) -> bool:
 
 
 def assert_equal_runs(expected: Path, found: Path) -> None:
-    one, two = (read_checkpoint(run / "pcam" / "r" / "checkpoints" / "last.ckpt") for run in (expected, found))
-    for part in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+    """Weights and their average, optimiser, schedule, random states, position in the data, what was learned, curves."""
+    one, two = (read_checkpoint(run / "checkpoints" / "last.ckpt") for run in (expected, found))
+    positions = [name for name in one if name.endswith("DataModule")]
+    assert positions
+    parts = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step", "epoch", "biocnn")
+    for part in (*parts, *positions):
         assert same(one[part], two[part]), part
     assert same(one["callbacks"]["RandomStates"], two["callbacks"]["RandomStates"])
-    best = [read_checkpoint(run / "pcam" / "r" / "checkpoints" / "best.ckpt") for run in (expected, found)]
-    assert same(best[0]["state_dict"], best[1]["state_dict"])
-    assert best[0]["biocnn"]["calibration"] == best[1]["biocnn"]["calibration"]
-    curves = [(run / "pcam" / "r" / "metrics.csv").read_text() for run in (expected, found)]
-    assert curves[0] == curves[1]
+    best = [read_checkpoint(run / "checkpoints" / "best.ckpt") for run in (expected, found)]
+    assert all(same(best[0][part], best[1][part]) for part in ("state_dict", "biocnn", "global_step"))
+    assert (expected / "metrics.csv").read_text() == (found / "metrics.csv").read_text()
+
+
+def assert_whole(checkpoints: Path) -> None:
+    """Whatever has its final name can be read."""
+    for path in checkpoints.glob("[!.]*.ckpt"):
+        read_checkpoint(path)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, pcam_folder: Path) -> Path:
-    runs = tmp_path_factory.mktemp("undisturbed")
-    assert fit(command(pcam_folder, runs, 0)) == 0
-    return runs
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_three(folder)
+    return folder
 
 
-# 8 steps an epoch, one validation batch after each, 3 epochs; last.ckpt after every third step and every epoch.
 @pytest.mark.parametrize(
-    ("event", "number", "workers"),
-    [("step", 13, 0), ("validation", 2, 2), ("write", 6, 0)],
+    ("job", "event", "number", "workers", "processes"),
+    [("pcam", "step", 5, 0, 1), ("tubularity", "write", 3, 2, 1), ("counting", "step", 5, 0, 2)],
 )
 def test_killed_and_continued_equals_undisturbed(
-    tmp_path: Path, pcam_folder: Path, undisturbed: Path, event: str, number: int, workers: int
+    tmp_path: Path, data: Path, job: str, event: str, number: int, workers: int, processes: int
 ) -> None:
+    victim = processes - 1
     killer = ["--trainer.callbacks", "tests.pipelines.killer.Killer"]
-    killer += [f"--trainer.callbacks.init_args.event={event}", f"--trainer.callbacks.init_args.number={number}"]
-    assert fit(command(pcam_folder, tmp_path, workers, *killer)) == -signal.SIGKILL
-    checkpoints = tmp_path / "pcam" / "r" / "checkpoints"
-    for path in checkpoints.glob("[!.]*.ckpt"):
-        read_checkpoint(path)  # whatever has a final name is whole
-    assert fit(command(pcam_folder, tmp_path, workers, "--ckpt_path", "last")) == 0
-    assert_equal_runs(undisturbed, tmp_path)
-    assert not list(checkpoints.glob(".*")), "temporary files of the killed process are removed"
+    killer += [f"--trainer.callbacks.init_args.{name}" for name in (f"event={event}", f"number={number}")]
+    killer += [f"--trainer.callbacks.init_args.rank={victim}"]
+    whole, killed = tmp_path / "whole" / job / job, tmp_path / "killed" / job / job
+    said = tmp_path / "said.txt"
+    both = [
+        command(job, data, tmp_path / "whole", processes, workers),
+        command(job, data, tmp_path / "killed", processes, workers, *killer),
+    ]
+    codes = end(begin(both, said, processes))
+    assert codes[victim] == -signal.SIGKILL, said.read_text()
+    assert all(code not in (0, None) for code in codes), "the others do not wait for a process that is gone"
+    assert_whole(killed / "checkpoints")
+    if job == "pcam":  # as a disk leaves it that has lost what was written last
+        last = killed / "checkpoints" / "last.ckpt"
+        last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    again = command(job, data, tmp_path / "killed", processes, workers, "--ckpt_path", "last")
+    run_in_processes([again], tmp_path, processes)
+    assert f"Continuing {killed / 'checkpoints'}" in said.read_text()
+    assert ("Passed over: " in said.read_text()) == (job == "pcam")
+    assert_equal_runs(whole, killed)
+    assert not list((killed / "checkpoints").glob(".*.ckpt")), "temporary files of the killed process are removed"
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(tmp_path: Path, pcam_folder: Path, undisturbed: Path) -> None:
-    rng = random.Random(0)
-    kills = 0
-    while kills < 20:
-        process = subprocess.Popen(
-            command(pcam_folder, tmp_path, kills % 2 * 2, "--ckpt_path", "last"), env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        try:
-            process.wait(timeout=rng.uniform(4, 14))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
+@pytest.mark.parametrize(("processes", "kills"), [(1, 12), (2, 8)])
+@pytest.mark.parametrize("job", JOBS_DRAWN)
+def test_twenty_kills_at_random_moments(tmp_path: Path, data: Path, job: str, processes: int, kills: int) -> None:
+    longer = ["--trainer.max_epochs", "5", "--ckpt_path", "last"]
+    whole, killed = tmp_path / "whole" / job / job, tmp_path / "killed" / job / job
+    started = time.monotonic()
+    run_in_processes([command(job, data, tmp_path / "whole", processes, 0, *longer)], tmp_path, processes)
+    seconds = time.monotonic() - started
+    chance = random.Random(f"{job} {processes}")
+    done, said = 0, tmp_path / "killed.txt"
+    while done < kills:
+        again = command(job, data, tmp_path / "killed", processes, done % 2 * 2, *longer)
+        running = begin([again], said, processes)
+        chosen = chance.choice(running)
+        chosen.join(chance.uniform(0.1, 1.0) * seconds)
+        if chosen.exitcode is None:
+            # One of them, after which the others end or are ended by what has started them; or all of them.
+            for process in [chosen] if chance.random() < 0.5 else running:
+                kill(process)
+            end(running, 5)
+            done += 1
+            assert_whole(killed / "checkpoints")
         else:
-            assert process.returncode == 0
-            assert_equal_runs(undisturbed, tmp_path)
-            for path in sorted((tmp_path / "pcam").rglob("*"), reverse=True):
-                path.unlink() if path.is_file() else path.rmdir()
-    assert fit(command(pcam_folder, tmp_path, 0, "--ckpt_path", "last")) == 0
-    assert_equal_runs(undisturbed, tmp_path)
+            assert end(running) == [0] * processes, said.read_text()
+            assert_equal_runs(whole, killed)
+            shutil.rmtree(tmp_path / "killed")
+    run_in_processes([command(job, data, tmp_path / "killed", processes, 0, *longer)], tmp_path, processes)
+    assert_equal_runs(whole, killed)

@@ -201,7 +201,7 @@ def test_prediction_needs_the_checkpoint_alone(trained: Path, tmp_path: Path) ->
     for row, name, shape in zip(rows, "ab", [(70, 91), (101, 67)], strict=True):
         pixels = read_image(row["id"]).array
         written, mask = read_image(folder / f"maps/{name}.tif"), read_mask(folder / f"masks/{name}.png") > 0
-        np.testing.assert_allclose(model.predict(pixels), written.array, atol=1e-6)
+        np.testing.assert_allclose(model.tubularity(pixels), written.array, atol=1e-6)
         np.testing.assert_array_equal(model.segment(pixels), mask)
         assert (int(row["rows"]), int(row["columns"])) == mask.shape == shape
         assert int(row["structure_px"]) == mask.sum() > 0
@@ -220,7 +220,7 @@ def test_prediction_takes_what_the_training_images_were(trained_on_16_bits: Path
     run("predict", "--ckpt_path", str(best), "--data.images", str(tmp_path / "lab"), *QUIET)
     folder = trained_on_16_bits / f"predictions_{tmp_path.name}_lab"
     model = biocnn.load(best)
-    np.testing.assert_allclose(model.predict(pixels), read_image(folder / "maps/grey.tif").array, atol=1e-6)
+    np.testing.assert_allclose(model.tubularity(pixels), read_image(folder / "maps/grey.tif").array, atol=1e-6)
     np.testing.assert_array_equal(model.segment(pixels), read_mask(folder / "masks/grey.png") > 0)
     assert model.channels == ("grey",)
 
@@ -293,7 +293,7 @@ def test_networks_by_class_path(manifest: str, tmp_path: Path, kind: str, packag
     model = biocnn.load(best)  # made by name
     assert type(model.task.network).__module__.split(".")[0] == package
     (written,) = (tmp_path / RUN).glob("predictions_*/maps/lab.tif")
-    np.testing.assert_allclose(model.predict(pixels), read_image(written).array, atol=1e-6)
+    np.testing.assert_allclose(model.tubularity(pixels), read_image(written).array, atol=1e-6)
 
 
 def test_a_killed_training_gets_its_threshold_from_a_test(trained: Path, manifest: str, tmp_path: Path) -> None:

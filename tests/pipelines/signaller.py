@@ -1,0 +1,93 @@
+"""A callback that signals processes of a training, and a script that is two processes of several trainings."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from biocnn.training.pipeline import run_pipeline
+from pipelines.tubularity import JOB
+
+
+class Signaller(Callback):
+    """Send signals at the `number`-th event of a start: a step, a validation batch, the end of an epoch, the setup.
+
+    Args:
+        event: its name.
+        number: 1 for the first.
+        names: of the signals, one after another.
+        rank: of the process that signals itself; all of them when None.
+        parent: signal the parent of the process instead.
+    """
+
+    def __init__(
+        self,
+        event: str = "step",
+        number: int = 1,
+        names: str = "SIGTERM",
+        rank: int | None = None,
+        parent: bool = False,
+    ) -> None:
+        self.event, self.left, self.names, self.rank = event, number, names.split("+"), rank
+        self.parent = parent
+        self.saves = 0
+
+    def _count(self, trainer: pl.Trainer, event: str) -> None:
+        if event != self.event or self.rank not in (None, trainer.global_rank):
+            return
+        self.left -= 1
+        if self.left == 0:
+            for name in self.names:
+                os.kill(os.getppid() if self.parent else os.getpid(), signal.Signals[name])
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._count(trainer, "setup")
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._count(trainer, "step")
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._count(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._count(trainer, "epoch")
+
+
+def options(event: str, number: int = 1, **more: Any) -> list[str]:
+    """The callback for a command line."""
+    given = {"event": event, "number": number, **more}
+    name = "--trainer.callbacks"
+    return [name, f"{__name__}.Signaller", *(f"{name}.init_args.{key}={value}" for key, value in given.items())]
+
+
+def fork(rank: int, commands: Sequence[tuple[int, list[str]]]) -> int:
+    """Start a process that runs commands as process `rank` of two, and ends with the code of the last one."""
+    if pid := os.fork():
+        return pid
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    code = 1
+    try:
+        for expected, arguments in commands:
+            code = run_pipeline(JOB, arguments)
+            assert code == expected, (code, arguments)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    # Importing takes longer than the trainings, so it is done once for both.
+    started = [fork(rank, json.loads(Path(name).read_text())) for rank, name in enumerate(sys.argv[1:])]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
+    print("codes:", codes)
