@@ -57,13 +57,14 @@ def commands(text: str = README) -> list[str]:
 def test_the_readme_has_the_commands_that_are_run_here() -> None:
     first_words = [" ".join(shlex.split(command)[:2]) for command in commands()]
     assert set(first_words) == {
-        *("make quickstart", "make test", "biocnn data", "biocnn delineate"),
+        *("make quickstart", "make test"),
+        *(f"biocnn {verb}" for verb in ("data", "predict", "delineate", "report", "export")),
         *(f"python pipelines/{name}.py" for name in ("pcam", "tubularity", "ridge_filters", "counting")),
     }
     verbs = {
         shlex.split(command)[2]
         for command in commands()
-        if not command.startswith(("make", "python pipelines/ridge", "biocnn delineate"))
+        if command.startswith("biocnn data") or (command.startswith("python") and "ridge" not in command)
     }
     assert verbs == {"fetch", "verify", "audit", "init", "fit", "test", "predict"}
 
@@ -129,6 +130,9 @@ def test_every_command_works_in_the_order_of_the_readme(
         if command.startswith("make"):
             continue
         program, *arguments = shlex.split(command)
+        if program == "biocnn":
+            run = newest_run(workplace, "tubularity") if "RUN" in command else ""
+            arguments = [word.replace("RUN", run) for word in arguments]
         if program == "python":
             job = Path(arguments[0]).stem
             arguments = [
@@ -150,13 +154,19 @@ def test_every_command_works_in_the_order_of_the_readme(
         if arguments[1] == "test":
             notebook_predicts(workplace, job)
     made = {"DIR", "cells", "dish", "lab", "mydata", "patches", "pipelines", "regions.geojson", "runs", "vessels"}
-    made |= {"graph.geojson", "graph.graphml", "graph.png", "graph.swc", "segments.csv"}
+    made |= {"graph.geojson", "graph.graphml", "graph.png", "graph.swc", "segments.csv", "results"}
     assert {path.name for path in workplace.iterdir()} == made
     assert_run_folder_is_as_described(workplace)
 
 
+    (code,) = [block for block in blocks("python") if "lab/new.tif" in block]
+    names: dict[str, Any] = {}
+    exec(code.replace("RUN", newest_run(workplace, "tubularity")), names)
+    assert names["result"].mask.shape == (150, 170)
+
+
 def notebook_predicts(workplace: Path, job: str) -> None:
-    (code,) = [block for block in blocks("python") if f"runs/{job}/" in block]
+    (code,) = [block for block in blocks("python") if f"runs/{job}/" in block and "lab/new.tif" not in block]
     random = np.random.default_rng(0)
     names = {
         "patches": random.integers(0, 255, (4, 96, 96, 3), dtype=np.uint8),
