@@ -21,15 +21,15 @@ help: ## Print this list.
 quickstart: $(READY) ## Train, test and report on a small data set that is here at once; about a minute once installed.
 	$(BIN)/python pipelines/quickstart.py
 
-test: lint ## Check style and types, then run the test suite.
-	$(BIN)/python -m pytest
+test: lint ## Check style and types, then run the test suite, in up to four processes.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY) ## Check style (ruff) and types (mypy).
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-slow: $(READY) ## Run the tests that take minutes.
+test-slow: $(READY) ## Run the tests that take minutes: kills, browsers, and SLURM where it is installed.
 	$(BIN)/python -m pytest -m slow
 
 benchmarks: ## List the benchmarks and what they compare.

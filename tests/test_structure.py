@@ -205,6 +205,6 @@ def test_no_machine_and_no_package_registry_in_the_text() -> None:
 def test_continuous_integration_calls_the_test_command_of_the_readme() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    commands = [line for line in script.read_text().splitlines() if line and not line.startswith(("#", "set ", "cd "))]
-    assert commands == ["exec make test"]
+    lines = script.read_text().splitlines()
+    assert [line for line in lines if "make" in line] == [lines[-1]] == ["exec make test"]
     assert "\nmake test\n" in (ROOT / "README.md").read_text()
