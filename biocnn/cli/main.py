@@ -4,7 +4,7 @@ import argparse
 import sys
 
 import biocnn
-from biocnn.cli import collect, data, delineate, export, predict, report
+from biocnn.cli import app, collect, data, delineate, export, predict, report
 from biocnn.cli.console import CANNOT_RUN, EXIT_CODES
 from biocnn.errors import BiocnnError
 
@@ -34,6 +34,6 @@ def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="biocnn", description="Pipelines for biomedical images.", epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"biocnn {biocnn.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for verb in (data, predict, delineate, report, collect, export):
+    for verb in (data, predict, delineate, report, collect, export, app):
         verb.add(commands)
     return parser
