@@ -28,7 +28,7 @@ import torchvision
 from monai.losses import DiceCELoss, SoftDiceclDiceLoss
 from monai.networks.nets import BasicUNet
 
-from biocnn.data.dataset import to_float
+from biocnn.data.batches import to_float
 from biocnn.data.mask_images import MaskImages, read_split
 from biocnn.data.segmentation_module import SegmentationDataModule
 from biocnn.losses import (

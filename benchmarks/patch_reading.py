@@ -34,7 +34,7 @@ from torchvision.datasets import PCAM
 from torchvision.transforms import ToTensor
 
 from biocnn.data.augmentation import PatchAugmentation
-from biocnn.data.dataset import to_float
+from biocnn.data.batches import to_float
 from biocnn.data.patch_module import PatchDataModule
 
 COUNT, BATCH = 32_768, 64

@@ -58,10 +58,10 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch.load raises half a dozen types for a file that is not one of its own
-        first_line = str(error).strip().splitlines()[0]
+        # The words of torch tell how to load such a file all the same; they are in the traceback alone.
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint. It is torn, or holds more than tensors and plain data, which is "
-            f"never loaded ({type(error).__name__}: {first_line})"
+            f"never loaded, as it may run code ({type(error).__name__})."
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'.")

@@ -158,7 +158,6 @@ def test_every_command_works_in_the_order_of_the_readme(
     assert {path.name for path in workplace.iterdir()} == made
     assert_run_folder_is_as_described(workplace)
 
-
     (code,) = [block for block in blocks("python") if "lab/new.tif" in block]
     names: dict[str, Any] = {}
     exec(code.replace("RUN", newest_run(workplace, "tubularity")), names)

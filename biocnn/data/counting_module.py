@@ -8,8 +8,9 @@ import numpy as np
 from pytorch_lightning.utilities import rank_zero_info
 
 from biocnn.data.augmentation import Augmentation, symmetries
+from biocnn.data.batches import Batch
 from biocnn.data.datamodule import DataModule, StartMethod
-from biocnn.data.dataset import Batch, BatchDataset
+from biocnn.data.dataset import BatchDataset
 from biocnn.data.fingerprint import ImageFingerprint, choose_serving
 from biocnn.data.image_sets import MAX_BYTES, deal, draw
 from biocnn.data.image_splits import ImageSplits, check_counts, check_fold

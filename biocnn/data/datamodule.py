@@ -11,7 +11,8 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from biocnn.data.audit import quick_audit
-from biocnn.data.dataset import Batch, BatchDataset, as_batch, to_float
+from biocnn.data.batches import Batch, to_float
+from biocnn.data.dataset import BatchDataset, as_batch
 from biocnn.data.manifest import Manifest
 from biocnn.data.sampler import EpochSampler, ShardSampler
 from biocnn.data.worker_signals import obey_parent_only
@@ -170,7 +171,7 @@ class DataModule(pl.LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Images become float32 (B, C, H, W) in 0..1 on the device, see :func:`biocnn.data.dataset.to_float`."""
+        """Images become float32 (B, C, H, W) in 0..1 on the device, see :func:`biocnn.data.batches.to_float`."""
         return to_float(batch)
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import torch
 from skimage.color import hed_from_rgb, rgb_from_hed
 
 from biocnn.data.augmentation import Augmentation, PatchAugmentation
-from biocnn.data.dataset import Batch, ItemDataset, epoch_and_index
+from biocnn.data.batches import Batch
+from biocnn.data.dataset import ItemDataset, epoch_and_index
 from biocnn.data.sampler import ItemKey
 from biocnn.errors import DataError
 

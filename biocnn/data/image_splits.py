@@ -7,8 +7,9 @@ from typing import Any, Generic
 import numpy as np
 import pytorch_lightning as pl
 
+from biocnn.data.batches import Batch, to_float
 from biocnn.data.datamodule import STAGES, report_quick_audit
-from biocnn.data.dataset import Batch, BatchDataset, to_float
+from biocnn.data.dataset import BatchDataset
 from biocnn.data.fingerprint import ImageFingerprint, scale
 from biocnn.data.image_sets import Images, join
 from biocnn.data.manifest import Kind, load_manifest

@@ -7,8 +7,9 @@ import numpy as np
 from pytorch_lightning.utilities import rank_zero_info
 
 from biocnn.data.augmentation import Augmentation, PatchAugmentation
+from biocnn.data.batches import Batch
 from biocnn.data.datamodule import STAGES, DataModule, StartMethod, report_quick_audit
-from biocnn.data.dataset import Batch, ConcatSource, ItemDataset, Source
+from biocnn.data.dataset import ConcatSource, ItemDataset, Source
 from biocnn.data.device_patches import DevicePatches
 from biocnn.data.manifest import load_manifest
 from biocnn.data.patch_files import open_patch_images

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from biocnn.data.augmentation import Augmentation
-from biocnn.data.dataset import Batch, BatchDataset, epoch_and_index
+from biocnn.data.batches import Batch
+from biocnn.data.dataset import BatchDataset, epoch_and_index
 from biocnn.data.density import TRUNCATE, kernel_widths, rasterise
 from biocnn.data.placement import Placement
 from biocnn.data.point_images import PointImages, pixels_of

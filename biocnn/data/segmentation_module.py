@@ -7,8 +7,9 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from biocnn.data.augmentation import Augmentation, TileAugmentation
+from biocnn.data.batches import Batch
 from biocnn.data.datamodule import DataModule, StartMethod
-from biocnn.data.dataset import Batch, BatchDataset
+from biocnn.data.dataset import BatchDataset
 from biocnn.data.fingerprint import Fingerprint, choose_serving, fingerprint
 from biocnn.data.image_sets import MAX_BYTES, deal
 from biocnn.data.image_splits import ImageSplits, check_counts, check_fold

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from biocnn.data.augmentation import Augmentation
-from biocnn.data.dataset import Batch, BatchDataset, epoch_and_index
+from biocnn.data.batches import Batch
+from biocnn.data.dataset import BatchDataset, epoch_and_index
 from biocnn.data.fingerprint import scale
 from biocnn.data.image_sets import ImageSet
 from biocnn.data.mask_images import MaskImages

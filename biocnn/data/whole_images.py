@@ -8,7 +8,8 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from biocnn.data.dataset import Batch, BatchDataset
+from biocnn.data.batches import Batch
+from biocnn.data.dataset import BatchDataset
 from biocnn.data.image_headers import IMAGE_SUFFIXES, read_header
 from biocnn.data.image_sets import ImageSet, PixelSize, as_planes, pixel_size_of
 from biocnn.data.images import check_finite, read_image

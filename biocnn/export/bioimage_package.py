@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from biocnn.errors import CheckpointError, DataError
 from biocnn.export.model_card import Card, manifest_of, model_page, title_of
-from biocnn.export.programs import need, opset_of, write_onnx, write_torchscript
+from biocnn.export.programs import TOLERANCE, need, opset_of, write_onnx, write_torchscript
 from biocnn.export.whole_model import Sizes, WholeModel
 from biocnn.files import atomic_path, file_digest
 
@@ -66,6 +66,7 @@ def write_bioimage_package(
         _cover(test, answer, said).save(folder / "cover.png")
         (folder / "README.md").write_text(model_page(card, said, compared), encoding="utf-8")
         entry = _description(folder, said, card, model.sizes, weights)
+        entry["config"] = {"bioimageio": {"reproducibility_tolerance": [_tolerance(answer)]}, "biocnn": dict(said)}
         (folder / "rdf.yaml").write_text(yaml.safe_dump(entry, sort_keys=False, allow_unicode=True), encoding="utf-8")
         with atomic_path(path) as temporary:
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -137,7 +138,7 @@ def _cover(image: NDArray[np.float32], answer: NDArray[np.float32], said: Mappin
 def _description(
     folder: Path, said: Mapping[str, Any], card: Card, sizes: Sizes, weights: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What goes into ``rdf.yaml``."""
+    """What goes into ``rdf.yaml``, but for its config."""
     manifest = manifest_of(said)
     cites = [{"text": text, "doi": doi.removeprefix("https://doi.org/")} for text, doi in card.cites]
     if manifest is not None and manifest.homepage is not None:
@@ -159,8 +160,12 @@ def _description(
         "inputs": [_input(folder, said, sizes)],
         "outputs": [_output(folder, said, sizes)],
         "weights": dict(weights),
-        "config": {"biocnn": dict(said)},
     }
+
+
+def _tolerance(answer: NDArray[np.float32]) -> dict[str, float]:
+    """By how much an answer may differ from the one of the test: what is usual there is more than most densities."""
+    return {"relative_tolerance": 1e-3, "absolute_tolerance": TOLERANCE * float(np.abs(answer).max())}
 
 
 def _space(said: Mapping[str, Any], sizes: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What becomes of a map larger than memory: mask, sum and overview, from bands of its rows.
+"""What becomes of a map larger than memory: its mask and its sum, from bands of its rows.
 
 Bands are consecutive rows of an array, from the first to the last, (h, W) or (h, W, C), each of its own height h of at
 least 1. What reads a map twice takes a function that gives its bands anew, such as
@@ -16,17 +16,9 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from biocnn.data.lazy_images import LazyImage
-
 Bands = Callable[[], Iterable[np.ndarray]]
 
 _TOUCHING = np.ones((3, 3), bool)  # connectivity 8, as of metrics.calling
-
-
-def image_bands(image: LazyImage, height: int = 512) -> Iterator[np.ndarray]:
-    """Bands (h, W, C) of an image."""
-    for start in range(0, image.shape[0], height):
-        yield image.read(slice(start, start + height), slice(0, image.shape[1]))
 
 
 def sum_bands(bands: Iterable[np.ndarray]) -> float:
@@ -117,41 +109,3 @@ def _joined_sizes(borders: list[_Border]) -> list[NDArray[np.int64]]:
     for border, start in zip(borders, starts, strict=False):
         np.add.at(totals, component[start : start + len(border.labels)], border.pixels)
     return [totals[component[start:stop]] for start, stop in pairwise(starts)]
-
-
-def overview(bands: Iterable[np.ndarray], shape: tuple[int, int], side: int = 1024) -> np.ndarray:
-    """A small copy: means over squares of pixels, whose side is the least with which no side of it is too long.
-
-    Args:
-        bands: of an image or a map.
-        shape: (H, W) of all bands.
-        side: greatest side of the copy in pixels. A smaller image is copied as it is.
-
-    Returns:
-        (h, w) or (h, w, C): of integers in their dtype, rounded; float32 of others, of bool the share that is True.
-        Squares at the ends have the mean of the pixels they have.
-
-    Raises:
-        ValueError: if the bands have other rows or columns than `shape`.
-    """
-    factor = max(1, math.ceil(max(shape) / side))
-    height, width = (math.ceil(length / factor) for length in shape)
-    total, dtype, row = np.zeros(0), np.dtype(np.float32), 0
-    for band in bands:
-        if not row:
-            total = np.zeros((height, width, *band.shape[2:]))
-            dtype = band.dtype if band.dtype.kind in "iu" else dtype
-        if band.shape[1] != shape[1] or row + len(band) > shape[0]:
-            raise ValueError(f"Expected bands of an array of {shape}, received one of {band.shape} at row {row}.")
-        squares = np.add.reduceat(band, np.arange(0, shape[1], factor), axis=1, dtype=np.float64)
-        starts = np.maximum(np.arange(row // factor * factor, row + len(band), factor) - row, 0)
-        total[row // factor : row // factor + len(starts)] += np.add.reduceat(squares, starts, axis=0)
-        row += len(band)
-    if row != shape[0]:
-        raise ValueError(f"Expected {shape[0]} rows in the bands, received {row}.")
-    rows, columns = (
-        np.minimum(np.arange(1, count + 1) * factor, length) - np.arange(count) * factor
-        for count, length in zip(total.shape, shape, strict=False)
-    )
-    means = total / (rows[:, None] * columns).reshape(height, width, *[1] * (total.ndim - 2))
-    return (np.rint(means) if dtype.kind in "iu" else means).astype(dtype)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from biocnn.data.dataset import to_float
+from biocnn.data.batches import to_float
 from biocnn.errors import DataError
 from biocnn.inference.results import PatchResult
 from biocnn.inference.sources import Opened, Reading, Source, channel_names, open_source

@@ -17,23 +17,21 @@ from numpy.typing import NDArray
 from biocnn.data.lazy_images import LazyImage, resampled
 from biocnn.data.ome_tiff import write_ome_tiff
 from biocnn.data.ome_zarr import write_ome_zarr
-from biocnn.inference.band_masks import call_bands
+from biocnn.inference.band_points import points_of_bands
+from biocnn.inference.bands import call_bands, sum_bands
 from biocnn.inference.classification import PatchClassifier
-from biocnn.inference.counting import Counter, count_of_sum, density_points
+from biocnn.inference.counting import Counter, count_of_sum
 from biocnn.inference.regrid import Kind, move_points, regrid_bands
 from biocnn.inference.results import PatchResult, count_measures, structure_measures, write_points
 from biocnn.inference.segmentation import Segmenter
 from biocnn.inference.sources import Opened
 from biocnn.inference.strips import predict_strips
-from biocnn.tasks.counting import kernel_width
 
 MapFormat = Literal["ome-tiff", "ome-zarr"]
 Progress = Callable[[int, int], None]
 
 SIDE = 2048
 """Pixels of the longer side of the picture of a large image, at most."""
-_SEAM = 6
-"""Widths of the kernels by which bands overlap when points are looked for: beyond 4 a kernel is nothing."""
 _SAMPLES, _SAMPLE = 8, 256  # windows along each axis, and their side, by which a large image is compared with others
 NO_GRAPH = "no graph: the image is too large for one in memory; delineate parts of it"
 
@@ -156,10 +154,10 @@ def _cells(
     picture: np.ndarray,
     step: int,
 ) -> LargeResult:
-    total = math.fsum(float(band.sum(dtype=np.float64)) for band in bands())
-    count = count_of_sum(model.task, total)
-    points = _points(model, opened, bands(), max(round(total), 0))
+    count = count_of_sum(model.task, sum_bands(bands()))
+    points = points_of_bands(model.task, bands, opened.prepared.pixel_size_um)
     if points is not None:
+        points = move_points(points, opened.shape, opened.scale) if opened.resampled_um else points
         write_points(folder, points)
     write("map", np.float32, _back(opened, bands(), "amount"), "map")
     sample = _sample(opened.prepared)
@@ -169,55 +167,6 @@ def _cells(
     number = None if points is None else len(points)
     measures = count_measures(count, number, math.prod(opened.shape), opened.image.pixel_size_um)
     return LargeResult(picture, step, measures, flags, points=points)
-
-
-def _points(
-    model: Counter, opened: Opened, bands: Iterable[NDArray[np.float32]], most: int
-) -> NDArray[np.float32] | None:
-    """Points of a density in bands, in pixels of the image, strongest first; None if the kernels are not known.
-
-    As many as the density has cells, in each band and in all of it.
-    """
-    sigma = kernel_width(model.task.data_description, opened.prepared.pixel_size_um)
-    if sigma is None:
-        return None
-    margin = math.ceil(_SEAM * sigma)
-    places, heights = [np.zeros((0, 2), np.float32)], [np.zeros(0, np.float32)]
-    for top, first, last, rows in _overlapping(bands, margin):
-        found = density_points(model.task, rows, opened.prepared.pixel_size_um)
-        assert found is not None
-        inside = found[(found[:, 0] >= first - top) & (found[:, 0] < last - top)]
-        pixels = np.rint(inside).astype(np.int64).clip(0, np.array(rows.shape) - 1)
-        heights.append(rows[tuple(pixels.T)])
-        places.append(inside + np.array([top, 0], np.float32))
-    order = np.argsort(-np.concatenate(heights), kind="stable")[:most]
-    points = np.concatenate(places)[order]
-    return move_points(points, opened.shape, opened.scale) if opened.resampled_um else points
-
-
-def _overlapping(
-    bands: Iterable[NDArray[np.float32]], margin: int
-) -> Iterator[tuple[float, float, float, NDArray[np.float32]]]:
-    """Bands with a margin of rows on both sides.
-
-    Yields:
-        Number of the first row that is there; from where to where points belong to this band, half a row before its
-        first to half a row after its last; and the rows.
-    """
-    rows: NDArray[np.float32] | None = None
-    top = first = 0
-    for band in bands:
-        if rows is None:
-            rows = band
-            continue
-        last = top + len(rows)
-        rows = np.concatenate([rows, band])
-        if len(band) >= margin:
-            yield top, first - 0.5, last - 0.5, rows[: last - top + margin]
-            kept = max(last - margin, top)
-            rows, top, first = rows[kept - top :], kept, last
-    if rows is not None:
-        yield top, first - 0.5, top + len(rows), rows
 
 
 def _back(opened: Opened, bands: Iterable[NDArray[np.float32]], kind: Kind) -> Iterable[NDArray[np.float32]]:

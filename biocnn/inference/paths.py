@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from biocnn.data.dataset import to_float
+from biocnn.data.batches import to_float
 from biocnn.delineation.candidates import Candidates
 from biocnn.delineation.path_weights import learned_weights
 from biocnn.delineation.weights import continuation_reward, log_odds, with_continuations

@@ -4,7 +4,6 @@ Notation: H rows, W columns, C channels of the image as it was read; N points. E
 also where it was resampled for the network. Measures have their unit in their name; what is not known is None.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,9 @@ from PIL import Image
 from biocnn.data.graph_files import write_graph
 from biocnn.data.graphs import total_length
 from biocnn.data.ome_tiff import write_ome_tiff
+from biocnn.data.outline_files import write_mask_geojson, write_points_csv, write_points_geojson
 from biocnn.delineation.delineate import delineate
-from biocnn.files import atomic_path, write_text
+from biocnn.files import atomic_path
 from biocnn.inference.tables import write_csv
 
 PixelSize = tuple[float, float]
@@ -34,7 +34,6 @@ STRUCTURE_COLUMNS = (
 COUNT_COLUMNS = ("cells", "cells_low", "cells_high", "points", "cells_per_mm2")
 PATCH_COLUMNS = ("patches", "positive_patches", "positive_fraction", "mean_probability", "max_probability")
 _FOUND = "#F0E442"  # yellow of Okabe & Ito (2008): on a grey image, readers of all kinds of colour vision see it
-_HALF = 0.5  # QuPath measures from the corner of the first pixel, whose centre is at (0.5, 0.5)
 
 
 class Count(NamedTuple):
@@ -102,12 +101,17 @@ class TubularityResult:
         return panel
 
     def save(self, folder: str | Path, graph: nx.MultiGraph | None = None) -> list[Path]:
-        """Write ``map.ome.tif``, ``mask.png``, and of a graph ``graph.graphml`` and ``graph.geojson``; returns them."""
+        """Write map, mask and graph; returns the paths.
+
+        They are ``map.ome.tif``, ``mask.png`` and, for QuPath, ``mask.geojson``; of a graph ``graph.graphml`` and
+        ``graph.geojson``.
+        """
         target = Path(folder)
-        written = [target / "map.ome.tif", target / "mask.png"]
+        written = [target / "map.ome.tif", target / "mask.png", target / "mask.geojson"]
         write_ome_tiff(written[0], self.probability.shape, np.float32, iter([self.probability]), self.pixel_size_um)
         with atomic_path(written[1]) as temporary:
             Image.fromarray(self.mask.astype(np.uint8) * np.uint8(255)).save(temporary, format="PNG")
+        write_mask_geojson(written[2], self.mask, pixel_size_um=self.pixel_size_um)
         if graph is not None:
             for name in ("graph.graphml", "graph.geojson"):
                 write_graph(target / name, graph)
@@ -290,20 +294,9 @@ def count_measures(count: Count, points: int | None, area: int, pixel_size_um: P
 
 
 def write_points(folder: Path, points: NDArray[np.floating]) -> list[Path]:
-    """Write points (N, 2) as ``points.csv`` (row, column) and as ``points.geojson``, which QuPath opens; returns both.
-
-    In the GeoJSON, as QuPath has it, columns and rows are measured from the corner of the first pixel.
-    """
-    places = np.asarray(points, np.float64).reshape(-1, 2)
-    rows = [{"row": f"{row:.3f}", "column": f"{column:.3f}"} for row, column in places.tolist()]
-    write_csv(folder / "points.csv", rows, ("row", "column"))
-    feature = {
-        "type": "Feature",
-        "geometry": {"type": "MultiPoint", "coordinates": np.round(places[:, ::-1] + _HALF, 3).tolist()},
-        "properties": {"objectType": "annotation", "classification": {"name": "cell", "color": [240, 228, 66]}},
-    }
-    whole = {"type": "FeatureCollection", "features": [feature] if len(places) else []}
-    write_text(folder / "points.geojson", json.dumps(whole) + "\n")
+    """Write points (N, 2) as ``points.csv``, which napari opens, and ``points.geojson`` for QuPath; returns both."""
+    write_points_csv(folder / "points.csv", points)
+    write_points_geojson(folder / "points.geojson", points)
     return [folder / "points.csv", folder / "points.geojson"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from biocnn.data.dataset import to_float
+from biocnn.data.batches import to_float
 from biocnn.data.fingerprint import scale
 from biocnn.errors import DataError
 from biocnn.inference.results import TubularityResult

@@ -25,6 +25,8 @@ SUFFIXES = (*IMAGE_SUFFIXES, ".h5", ".hdf5", ".zarr")
 """Of files that are images, in a folder."""
 SAME_SIZE = 1.1
 """Pixel sizes within this factor are taken as they are: a tenth changes the area of a cell by a fifth."""
+OTHER_UNIT = 100
+"""Pixel sizes that differ by this factor are a mistake, such as nanometres for micrometres, and are refused."""
 _INFLATION = 5000
 """Bytes of pixels for each byte of a file, at most; zlib reaches 1,000 on a blank image."""
 MAX_PIXELS = 64_000_000
@@ -177,7 +179,7 @@ def open_source(
 
     Raises:
         DatasetNotFoundError: if there is no such file.
-        DataError: if it cannot be read, or has another number of channels.
+        DataError: if it cannot be read, has another number of channels, or a pixel size that cannot be right.
     """
     if isinstance(source, np.ndarray):
         image = from_array(source)
@@ -215,10 +217,17 @@ def _prepare(image: LazyImage, reading: Reading, channels: tuple[str, ...], trai
     trained = f"training: {trained_um[0]:g} x {trained_um[1]:g} um"
     if size is None:
         return Opened(image, image, (f"pixel size not known ({trained})",))
-    if max(max(one / other, other / one) for one, other in zip(size, trained_um, strict=True)) <= SAME_SIZE:
+    factor = max(max(one / other, other / one) for one, other in zip(size, trained_um, strict=True))
+    if factor <= SAME_SIZE:
         return Opened(image, image, ())
     if not reading.resample:
         return Opened(image, image, (f"pixel size {size[0]:g} x {size[1]:g} um ({trained}), not resampled",))
+    if factor >= OTHER_UNIT:
+        raise DataError(
+            f"{image.path} has pixels of {size[0]:g} x {size[1]:g} um, {factor:,.0f} times off those of the training "
+            f"({trained_um[0]:g} x {trained_um[1]:g} um). If that is a mistake, say the right size by --pixel-size, in "
+            "Python by pixel_size_um=(...); or take the image as it is by --no-resample, resample=False."
+        )
     return Opened(image, resampled(image, trained_um), ())
 
 

@@ -11,17 +11,20 @@ from biocnn.files import atomic_path
 Row = Mapping[str, Any]
 
 
-def write_csv(path: str | Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Write rows as CSV; what a row does not have is empty, and so is None.
+def write_csv(path: str | Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:
+    """Write rows as CSV, whole or not at all; what a row does not have is empty, and so is None.
 
     Args:
         path: target file; its folder is made when missing.
         rows: dicts.
-        columns: names, in order; a row may not have others.
+        columns: names, in order; a row may not have others. Those of the first row when None; without rows as well the
+            file is empty.
     """
+    names = list(columns or (rows[0] if rows else ()))
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns)
-        writer.writeheader()
+        writer = csv.DictWriter(handle, names)
+        if names:
+            writer.writeheader()
         writer.writerows(rows)
 
 

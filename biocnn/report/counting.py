@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from biocnn.errors import DataError
-from biocnn.files import atomic_path
+from biocnn.inference.tables import write_csv
 from biocnn.metrics.conformal import ConformalInterval
 from biocnn.metrics.counting import POINT_NAMES, summarise_counts
 from biocnn.metrics.floors import IntensityFloor
@@ -138,27 +138,11 @@ def _cell(value: float, name: str) -> Any:
     return int(value) if name.startswith(POINT_NAMES) else round(value, 2)
 
 
-def write_rows(path: str | Path, rows: Sequence[Row], names: Sequence[str] | None = None) -> None:
-    """Write dicts as CSV, whole or not at all.
-
-    Args:
-        path: target file; its folder is made when missing.
-        rows: all with the same keys.
-        names: of the columns; those of the first row when None. Without rows as well the file is empty.
-    """
-    columns = list(names or (rows[0] if rows else ()))
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns)
-        if columns:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def write_points(path: str | Path, points: ArrayLike) -> None:
     """Write points (N, 2) as CSV with the columns `row` and `column`, which annotations may have, too."""
     places = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     rows = [{"row": f"{row:.3f}", "column": f"{column:.3f}"} for row, column in places.tolist()]
-    write_rows(path, rows, ("row", "column"))
+    write_csv(path, rows, ("row", "column"))
 
 
 def points_picture(

@@ -8,7 +8,7 @@ import networkx as nx
 import numpy as np
 
 from biocnn.data.graphs import Floats, total_length
-from biocnn.report.counting import write_rows
+from biocnn.inference.tables import write_csv
 
 AXES = ("plane", "row", "column")
 
@@ -92,4 +92,4 @@ def write_segments(path: str | Path, graph: nx.MultiGraph) -> None:
         path: target file ``.csv``; its folder is made when missing.
         graph: of any kind.
     """
-    write_rows(path, segment_rows(graph), segment_columns(graph))
+    write_csv(path, segment_rows(graph), segment_columns(graph))

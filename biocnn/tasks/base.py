@@ -30,7 +30,7 @@ class Task(pl.LightningModule):
         image_mean: of each channel, for images in 0..1; None until :meth:`set_normalisation` is called.
         image_std: of each channel.
 
-    A batch is a dict, see :data:`biocnn.data.dataset.Batch`.
+    A batch is a dict, see :data:`biocnn.data.batches.Batch`.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Task(pl.LightningModule):
         if image_mean is not None or image_std is not None:
             self.set_normalisation(image_mean or (), image_std or ())
         self.data_description: dict[str, Any] = {}
+        self._refusal = ""  # what the loss or a metric said of the last batch
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set what images in 0..1 are normalised with, a value for each channel.
@@ -95,12 +96,22 @@ class Task(pl.LightningModule):
         """Loss of a batch; updates the metrics of the stage."""
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        """One training step; stops with the ids of the batch when the loss is not finite.
+        """One training step; stops with the ids of the batch when the loss is not finite, or refuses the batch.
 
-        One of several processes must not stop alone: they look together, see :mod:`biocnn.training.preemption`.
+        One of several processes must not stop alone: there the loss becomes NaN, which all processes look for before
+        the backward pass, see :mod:`biocnn.training.preemption`.
+
+        Raises:
+            DataError: then, in a single process.
         """
-        loss = self._step(batch, "train")
-        if self.trainer.world_size == 1 and not torch.isfinite(loss):
+        alone = self.trainer.world_size == 1
+        self._refusal = ""
+        try:
+            loss = self._step(batch, "train")
+        except DataError as error:
+            self._refusal = f"{error} "
+            loss = torch.full((), math.nan, device=self.device, requires_grad=True)
+        if alone and not torch.isfinite(loss):
             raise DataError(self.not_finite(loss, batch))
         size = len(batch["image"])
         # Of the whole batch, not of the share of the first process: batches are shared out evenly.
@@ -112,8 +123,8 @@ class Task(pl.LightningModule):
         """What to say when the loss of a training batch is not finite."""
         names = ", ".join(batch.get("id", [])[:8]) or "without ids"
         return (
-            f"The loss is {loss.item()} in step {self.global_step} of epoch {self.current_epoch}, batch of {names} "
-            "and so on. Look at these images for NaN; if they are sound, lower model.lr."
+            f"{self._refusal}The loss is {loss.item()} in step {self.global_step} of epoch {self.current_epoch}, batch "
+            f"of {names} and so on. Look at these images for NaN; if they are sound, lower model.lr."
         )
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

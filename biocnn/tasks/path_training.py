@@ -81,6 +81,8 @@ class PathTraining(nn.Module):
         # The k-th tile of rank r is number k * R + r of the batch that R processes share.
         own = range(task.global_rank, self.tiles, task.trainer.world_size)
         for number in range(min(len(own), len(probability))):
+            if not bool(torch.isfinite(probability[number]).all()):
+                continue  # the loss of the map refuses it, when no other process waits any more
             random = _random_numbers(task, task.current_epoch, 0, int(batch["index"][number]))
             paths, kinds = _examples(batch, probability, number, self.per_tile, random)
             logits.append(task.network.path_logits(features[number], paths))  # type: ignore[operator]

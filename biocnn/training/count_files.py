@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
 
 from biocnn.data.counting_module import CountingDataModule
+from biocnn.data.file_names import file_names
 from biocnn.data.findings import listed
 from biocnn.data.image_headers import read_header
 from biocnn.data.point_images import pixels_of
 from biocnn.data.regions import SUFFIXES, Region, read_regions, region_mask
 from biocnn.errors import DataError, DatasetNotFoundError
 from biocnn.inference.counting import count_of, density_points, flags_of, interval_note
-from biocnn.report.counting import count_columns, points_picture, write_points, write_rows
+from biocnn.inference.tables import write_csv
+from biocnn.report.counting import count_columns, points_picture, write_points
 from biocnn.report.overlay import write_map, write_overlay
 from biocnn.tasks.counting import CountingTask
-from biocnn.training.maps import file_names
 from biocnn.training.processes import own_rank, several_processes
 from biocnn.training.runs import make_room, read_json, result_stamp, run_of
 
@@ -171,7 +172,7 @@ class CountWriter(Callback):
             size, beyond = batch["pixel_size_um"][position], batch["beyond"][position] if "beyond" in batch else 0.0
             self.rows += count_rows(pl_module, batch["id"][position], density, points, image, size, regions, beyond)
         # With every image, so that an interruption keeps what was counted; of several processes each has its own table.
-        write_rows(self.table, self.rows)
+        write_csv(self.table, self.rows)
 
     def _write(
         self, task: CountingTask, outputs: dict[str, Any], batch: dict[str, Any], position: int

@@ -16,8 +16,9 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from biocnn.checkpoints import AtomicCheckpointIO, read_biocnn_checkpoint, update_biocnn_section
+from biocnn.data.batches import to_float
 from biocnn.data.counting_module import CountingDataModule
-from biocnn.data.dataset import to_float
+from biocnn.data.file_names import file_names
 from biocnn.data.fingerprint import scale
 from biocnn.data.manifest import load_manifest
 from biocnn.data.point_fingerprint import share_beyond
@@ -26,6 +27,7 @@ from biocnn.data.point_tiles import PointTiles
 from biocnn.errors import DataError
 from biocnn.files import write_json
 from biocnn.inference.counting import flags_of, interval_reason
+from biocnn.inference.tables import write_csv
 from biocnn.networks.batch_norm import reestimate_batch_norm
 from biocnn.report.counting import (
     best_median_worst,
@@ -34,11 +36,9 @@ from biocnn.report.counting import (
     test_metrics,
     test_rows,
     write_figures,
-    write_rows,
 )
 from biocnn.tasks.counting import CountingTask, intensities, warn_of_nothing
 from biocnn.training.count_files import TABLE, CountWriter, TestCounts, stamp_of
-from biocnn.training.maps import file_names
 from biocnn.training.processes import check_each_once, gathered
 from biocnn.training.runs import check_kind, open_validation, prediction_path, run_of, versions
 
@@ -214,7 +214,7 @@ def report_test(trainer: pl.Trainer, task: CountingTask, datamodule: CountingDat
     }
     metrics["interval_note"] = interval_reason(task) or metrics["interval_note"]
     flags = _test_flags(task, column_of(table, "predicted_count").tolist(), images)
-    write_rows(folder / "predictions.csv", test_rows(table, ids, groups, task.interval, flags))
+    write_csv(folder / "predictions.csv", test_rows(table, ids, groups, task.interval, flags))
     names = file_names(ids)
     shown = best_median_worst(table).values()
     pictures = [
@@ -250,7 +250,7 @@ def report_prediction(trainer: pl.Trainer, task: CountingTask, datamodule: Count
         writer.table.unlink()
     if not trainer.is_global_zero:
         return
-    write_rows(writer.folder / TABLE, rows)
+    write_csv(writer.folder / TABLE, rows)
     flagged = sum(bool(row["flags"]) for row in rows)
     images = sum(not row["region"] for row in rows)
     print(

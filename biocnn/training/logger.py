@@ -17,6 +17,9 @@ _FIXED = ["epoch", "step"]
 class MetricsCSV(Logger):
     """Appends one row to a table, ``metrics.csv``, for each call; a new metric adds a column.
 
+    What is logged again for the last step is not written again: the validation that a resumed run repeats, and the step
+    that :class:`biocnn.training.preemption.Agreement` logs before a checkpoint.
+
     Lightning's own CSV logger deletes the file of an earlier start in the same folder, which is where a resumed run
     writes.
 
@@ -31,6 +34,7 @@ class MetricsCSV(Logger):
         self.path = Path(folder) / table
         self._folder = Path(folder)
         self._columns = list(_FIXED)
+        self._step, self._logged = -1, set[frozenset[str]]()  # the last step, and which metrics there are of it
         if self.path.is_file():
             self._take_over(resume_step or 0)
 
@@ -59,6 +63,8 @@ class MetricsCSV(Logger):
         values: dict[str, Any] = {**metrics, "step": step}
         if "epoch" in values:
             values["epoch"] = int(values["epoch"])
+        if not self._is_new(int(step or 0), frozenset(metrics)):
+            return
         new = [name for name in values if name not in self._columns]
         if new or not self.path.is_file():
             rows = read_metrics(self.path) if self.path.is_file() else []
@@ -67,11 +73,21 @@ class MetricsCSV(Logger):
         with open(self.path, "a", newline="", encoding="utf-8") as handle:
             csv.DictWriter(handle, self._columns, restval="").writerow(values)
 
+    def _is_new(self, step: int, names: frozenset[str]) -> bool:
+        if step != self._step:
+            self._step, self._logged = step, set()
+        known = names in self._logged
+        self._logged.add(names)
+        return not known
+
     @rank_zero_only
     def _take_over(self, resume_step: int) -> None:
         rows = read_metrics(self.path)
         self._columns += [name for name in (rows[0] if rows else {}) if name not in _FIXED]
-        self._rewrite([row for row in rows if int(row["step"]) < resume_step])
+        kept = [row for row in rows if int(row["step"]) < resume_step]
+        for row in kept:
+            self._is_new(int(row["step"]), frozenset(name for name in row if row[name] and name != "step"))
+        self._rewrite(kept)
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         text = io.StringIO(newline="")

@@ -20,6 +20,7 @@ from biocnn.data.datamodule import DataModule
 from biocnn.errors import BiocnnError, DataError
 from biocnn.files import write_text
 from biocnn.networks.spec import build, remember
+from biocnn.tasks.base import Task
 from biocnn.training.arguments import EVALUATIONS, arguments_from_checkpoint, check_task, evaluation_checkpoint
 from biocnn.training.callbacks import EMA, RandomStates, checkpoint_callbacks
 from biocnn.training.guards import GuardedCheckpointIO, end_launched, explained, launches, locked_run, together
@@ -229,11 +230,11 @@ class PipelineCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Nothing but a check of the data, if there are several processes."""
-        _check_evaluation(self.trainer, self.datamodule, "validate", "val_dataloader")
+        _check_evaluation(self.trainer, self.model, self.datamodule, "validate", "val_dataloader")
 
     def before_test(self) -> None:
         """The job's own preparation, after a check of the data, if there are several processes."""
-        _check_evaluation(self.trainer, self.datamodule, "test", "test_dataloader")
+        _check_evaluation(self.trainer, self.model, self.datamodule, "test", "test_dataloader")
         self.job.before_test(self.trainer, self.model, self.datamodule, self.checkpoint)
 
     def after_test(self) -> None:
@@ -242,7 +243,7 @@ class PipelineCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Nothing but a check of the data, if there are several processes."""
-        _check_evaluation(self.trainer, self.datamodule, "predict", "predict_dataloader")
+        _check_evaluation(self.trainer, self.model, self.datamodule, "predict", "predict_dataloader")
 
     def after_predict(self) -> None:
         """The job's own output."""
@@ -265,12 +266,13 @@ def _prepare_data(trainer: pl.Trainer, datamodule: pl.LightningDataModule) -> No
         datamodule.prepare_data()
 
 
-def _check_evaluation(trainer: pl.Trainer, datamodule: DataModule, stage: str, loader: str) -> None:
+def _check_evaluation(trainer: pl.Trainer, task: Task, datamodule: DataModule, stage: str, loader: str) -> None:
     """Look at the data of an evaluation, if there are several processes, so that none goes on where another cannot."""
 
     def look() -> dict[str, Any]:
-        datamodule.setup(stage)
+        trainer.strategy.connect(task)  # it knows what images have to be like
         datamodule.trainer = trainer
+        datamodule.setup(stage)
         getattr(datamodule, loader)()
         return {} if stage == "predict" else datamodule.describe()
 
@@ -335,7 +337,10 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     # Lightning dumps the configuration of an evaluation, which holds the network that was built; nothing reads it.
     warnings.filterwarnings("ignore", message=r"\s*Unable to serialize instance")
-    # Advertisements for other packages are no news about a run.
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
+    # Lightning looks for a state in the loader; the position in the epoch is in that of the datamodule.
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+    # Advertisements for other packages are no news about a run, nor is a default that AtomicCheckpointIO overrules.
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"pytorch_lightning.{name}").addFilter(
+            lambda record: not record.getMessage().startswith(("💡 Tip:", "`weights_only` was not set"))
+        )

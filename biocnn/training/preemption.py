@@ -82,6 +82,8 @@ class Agreement(Checkpoint):
     - Asked to stop, ``last.ckpt`` is written at the end of the step, and the training is left before the next one.
     - Before every validation ``last.ckpt`` is written as well. So a validation can be left at any batch, and the
       continued run repeats all of it.
+    - A checkpoint at the end of a step waits for the metrics of the step: Lightning logs them later, and a process that
+      was killed in between would miss them. Loggers other than the CSV get such a step twice.
     - After the last step of an epoch, the checkpoint of the end of the epoch is waited for.
 
     Args:
@@ -95,6 +97,7 @@ class Agreement(Checkpoint):
         self._asked = 0  # the signal that all processes know of
         self._common_batches = 0
         self._before_validation = False
+        self._to_log = False  # whether the metrics of the last step are still to be logged
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave if asked: there is nothing to save yet."""
@@ -114,7 +117,7 @@ class Agreement(Checkpoint):
         """Leave if the step before has saved for that; not sooner, as its metrics are written after its checkpoint."""
         if self._asked:
             self._leave(trainer)
-        self._batch = batch
+        self._batch, self._to_log = batch, False
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         """Tell the other processes what happened in this one.
@@ -136,7 +139,8 @@ class Agreement(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the checkpoint, if asked to stop and nothing follows that writes it."""
-        if self._asked and not is_pause(trainer):
+        self._to_log = not is_pause(trainer)
+        if self._asked and self._to_log:
             trainer.save_checkpoint(self._last)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -161,10 +165,14 @@ class Agreement(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say in a checkpoint before a validation that this is to be run: Lightning would take it for finished.
+        """Log what belongs to the checkpoint, and say before a validation that this is to be run.
 
-        A batch that was begun and not ended makes Lightning begin the evaluation again, with the first batch.
+        Lightning would take it for finished. A batch that was begun and not ended makes it begin the evaluation again,
+        with the first batch.
         """
+        if self._to_log:
+            trainer._logger_connector.update_train_step_metrics()
+            self._to_log = False
         if self._before_validation:
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"] = begun

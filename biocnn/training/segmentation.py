@@ -1,6 +1,5 @@
 """What the segmentation pipeline does around training, testing and predicting: threshold, report, maps."""
 
-import csv
 import shlex
 import sys
 from pathlib import Path
@@ -14,14 +13,16 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from biocnn.checkpoints import read_biocnn_checkpoint, update_biocnn_section
+from biocnn.data.file_names import file_names
 from biocnn.data.manifest import load_manifest
 from biocnn.data.segmentation_module import SegmentationDataModule
 from biocnn.errors import DataError
-from biocnn.files import atomic_path, write_json
+from biocnn.files import write_json
+from biocnn.inference.tables import write_csv
 from biocnn.report.segmentation import print_summary, test_metrics, write_figures, write_table
 from biocnn.report.segmentation_figures import best_median_worst
 from biocnn.tasks.segmentation import SegmentationTask
-from biocnn.training.maps import MapWriter, file_names
+from biocnn.training.maps import MapWriter
 from biocnn.training.processes import check_each_once, gathered
 from biocnn.training.runs import (
     check_kind,
@@ -208,10 +209,7 @@ def report_prediction(
     if not trainer.is_global_zero:
         return
     target = writer.folder / "predictions.csv"
-    with atomic_path(target) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        rows = csv.DictWriter(handle, list(found[0]))
-        rows.writeheader()
-        rows.writerows(found)
+    write_csv(target, found)
     print(
         f"{len(found):,} image(s) predicted, {task.thresholds}\n"
         f"table:    {target}\n"

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from biocnn.data.augmentation import PatchAugmentation
-from biocnn.data.dataset import ConcatSource, ItemDataset, to_float
+from biocnn.data.batches import to_float
+from biocnn.data.dataset import ConcatSource, ItemDataset
 from biocnn.data.manifest import load_manifest
 from biocnn.data.patches import PatchSource, open_patch_source
 

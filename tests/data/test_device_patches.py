@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from biocnn.data.augmentation import HEDJitter, PatchAugmentation, RandomShift, TileAugmentation
-from biocnn.data.dataset import Batch
+from biocnn.data.batches import Batch
 from biocnn.data.device_patches import drawn, placed, splitmix, stained, uniforms
 from biocnn.data.patch_module import PatchDataModule
 from biocnn.errors import DataError

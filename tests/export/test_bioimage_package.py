@@ -57,8 +57,7 @@ def test_the_validator_of_bioimage_io_accepts_a_segmentation(package: Path) -> N
     check_valid(package / "best.bioimageio.zip")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("job", ["counting", "classification"])
+@pytest.mark.parametrize("job", ["counting", pytest.param("classification", marks=pytest.mark.slow)])
 def test_the_validator_of_bioimage_io_accepts_other_jobs(tmp_path: Path, job: str) -> None:
     task = biocnn.load(JOBS[job](tmp_path / "a.ckpt"), device="cpu").task
     task.data_description["manifest"] = None  # whose address would be fetched

@@ -23,6 +23,12 @@ from biocnn.tasks.segmentation import SegmentationTask
 from tests.export.saved import JOBS, MEAN, STD, answer, classification, save, segmentation, stored
 
 jobs = pytest.mark.parametrize("job", JOBS)
+# Of the two formats that are traced in the same way, the quick tests write each job in one at least.
+slow = pytest.mark.slow
+of_onnx = pytest.mark.parametrize("job", ["segmentation", "classification", pytest.param("counting", marks=slow)])
+of_torch = pytest.mark.parametrize(
+    "job", ["counting", *(pytest.param(job, marks=slow) for job in ("segmentation", "classification"))]
+)
 
 
 @jobs
@@ -48,7 +54,7 @@ def test_counts_of_cells_of_pixels_are_spread() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-@jobs
+@of_onnx
 def test_onnx(tmp_path: Path, job: str) -> None:
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name, reason=f"{name} is not installed")
@@ -66,7 +72,7 @@ def test_onnx(tmp_path: Path, job: str) -> None:
     assert sorted(one.name for one in tmp_path.iterdir()) == ["best.ckpt", "best.onnx"]
 
 
-@jobs
+@of_torch
 def test_torch_export(tmp_path: Path, job: str) -> None:
     checkpoint = JOBS[job](tmp_path / "best.ckpt")
     path, _ = export(checkpoint, "torch", tmp_path / "model.pt2")
@@ -213,7 +219,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_in_every_format(tmp_path: Path, name: str) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from biocnn.data.lazy_images import from_array
 from biocnn.errors import DataError
 from biocnn.inference.band_points import find_peaks_in_bands, points_of_bands, with_margin
-from biocnn.inference.bands import call_bands, image_bands, overview, sum_bands
+from biocnn.inference.bands import call_bands, sum_bands
 from biocnn.inference.counting import density_points
 from biocnn.inference.peaks import find_peaks
 from biocnn.metrics.calling import call_structure
@@ -135,31 +134,3 @@ def test_windows_have_their_margin_and_own_rows_follow_each_other(margin: int) -
         assert len(window) - own.stop >= min(margin, 60 - start - own.stop)
         own_rows.append(window[own, 0])
     np.testing.assert_array_equal(np.concatenate(own_rows), np.arange(60))
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, bool])
-@pytest.mark.parametrize("shape", [(50, 20), (33, 47, 3), (7, 5)])
-def test_the_overview_holds_the_means_of_squares(dtype: type, shape: tuple[int, ...]) -> None:
-    values = np.random.default_rng(0).random(shape)
-    array = values < 0.5 if dtype is bool else (values * (200 if dtype is not np.float32 else 1)).astype(dtype)
-    found = overview(cut(array), (shape[0], shape[1]), 13)
-    factor = -(-max(shape[:2]) // 13)
-    rows, columns = (range(0, length, factor) for length in shape[:2])
-    means = [[array[r : r + factor, c : c + factor].mean((0, 1), np.float64) for c in columns] for r in rows]
-    assert found.dtype == (np.float32 if dtype is bool else dtype)
-    assert max(found.shape[:2]) <= 13
-    # Integers are rounded; of floats the mean of float64 becomes float32.
-    np.testing.assert_allclose(found, np.array(means), rtol=1e-6, atol=0.5 if found.dtype.kind == "u" else 1e-6)
-
-
-def test_the_overview_of_other_rows_than_expected_is_refused() -> None:
-    for shape in ((9, 4), (11, 4), (10, 5)):
-        with pytest.raises(ValueError, match="Expected"):
-            overview(cut(np.zeros((10, 4))), shape)
-
-
-def test_bands_of_an_image_are_its_rows() -> None:
-    array = np.random.default_rng(0).integers(0, 255, (25, 6, 3), dtype=np.uint8)
-    bands = list(image_bands(from_array(array), 10))
-    assert [len(band) for band in bands] == [10, 10, 5]
-    np.testing.assert_array_equal(np.concatenate(bands), array)

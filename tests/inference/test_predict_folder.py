@@ -91,7 +91,7 @@ def test_a_folder_becomes_a_table_and_files(tmp_path: Path, weights: Path) -> No
     files = {path.name for path in folder.iterdir()}
     pictures = {"overlay.png", "thumbnail.png", "graph.png"}
     assert files == pictures | {
-        *("map.ome.tif", "mask.png", "graph.graphml", "graph.geojson", "segments.csv", "result.json")
+        *("map.ome.tif", "mask.png", "mask.geojson", "graph.graphml", "graph.geojson", "segments.csv", "result.json")
     }
     np.testing.assert_array_equal(read_image(folder / "mask.png").array > 0, expected.mask)
     record = json.loads((tmp_path / "out/predictions.json").read_text())

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from itertools import pairwise
 
 import cv2
@@ -6,9 +5,7 @@ import numpy as np
 import pytest
 
 from biocnn.data.lazy_images import from_array, resampled
-from biocnn.inference.band_masks import call_bands
 from biocnn.inference.regrid import Kind, axis_weights, move_points, regrid, regrid_bands
-from biocnn.metrics.calling import call_structure
 
 RANDOM = np.random.default_rng(0)
 SCALES = [(2.0, 2.0), (0.4, 0.7), (3.3, 1.0), (0.31, 5.7), (1.0, 1.0)]
@@ -70,21 +67,3 @@ def test_points_go_where_their_pixels_go() -> None:
     # Pixel 0 of twice the size covers the pixels 0 and 1; the last point would lie beyond the border.
     np.testing.assert_array_equal(move_points(points, (9, 40), (2.0, 4.0)), np.float32([[0.5, 13.5], [8.5, 17.5]]))
     assert move_points(points[:0], (9, 9), (2.0, 2.0)).shape == (0, 2)
-
-
-@pytest.mark.parametrize("least", [0, 4, 15, 10_000])
-@pytest.mark.parametrize("heights", [[40], [1] * 40, [13, 1, 26]])
-def test_masks_of_bands_are_those_of_the_whole(heights: list[int], least: int) -> None:
-    values = cv2.GaussianBlur(RANDOM.random((40, 50)).astype(np.float32), (0, 0), 1.0)
-
-    def bands() -> Iterator[np.ndarray]:
-        yield from np.split(values, np.cumsum(heights)[:-1])
-
-    whole = call_structure(values, 0.52, least)
-    assert least == 10_000 or 0 < whole.sum() < whole.size
-    np.testing.assert_array_equal(np.concatenate(list(call_bands(bands, 0.52, least))), whole)
-
-
-def test_a_mask_without_components() -> None:
-    (band,) = call_bands(lambda: [np.zeros((3, 4), np.float32)], 0.5, 5)
-    assert not band.any()

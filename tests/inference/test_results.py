@@ -93,7 +93,10 @@ def test_structures_are_mapped_called_and_measured(tmp_path: Path) -> None:
     assert measures["mean_width_um"] == pytest.approx(1.5, abs=0.5)
     assert measures["length_px"] is None
     written = result.save(tmp_path, graph)
-    assert sorted(path.name for path in written) == ["graph.geojson", "graph.graphml", "map.ome.tif", "mask.png"]
+    names = ["graph.geojson", "graph.graphml", "map.ome.tif", "mask.geojson", "mask.png"]
+    assert sorted(path.name for path in written) == sorted(path.name for path in tmp_path.iterdir()) == names
+    features = json.loads((tmp_path / "mask.geojson").read_text())["features"]
+    assert sum(feature["properties"]["measurements"]["area_px"] for feature in features) == called.sum()
     stored = read_image(tmp_path / "map.ome.tif")
     np.testing.assert_array_equal(stored.array, result.probability)
     assert stored.pixel_size_um == (0.5, 0.5)
@@ -133,6 +136,14 @@ def test_images_are_resampled_beyond_ten_percent(size: float, resampled: bool) -
     np.testing.assert_array_equal(plain.probability, model.tubularity(line()))
     words = f"pixel size 0.5 x {size:g} um (training: 0.5 x 0.5 um), not resampled"
     assert plain.flags == ((words,) if resampled else ())
+
+
+@pytest.mark.parametrize("size", [0.0005, 500.0])
+def test_a_pixel_size_in_another_unit_is_refused(size: float) -> None:
+    model = segmenter(pixel_size_um=[0.5, 0.5])
+    with pytest.raises(DataError, match=r"1,000 times off those of the training.*--pixel-size.*--no-resample"):
+        model.predict(line(), pixel_size_um=(size, size))
+    assert model.predict(line(), pixel_size_um=(size, size), resample=False).resampled_um is None
 
 
 def test_a_resampled_map_comes_back_to_the_grid_of_the_image() -> None:

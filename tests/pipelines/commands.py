@@ -21,21 +21,25 @@ from pipelines import counting, pcam, tubularity
 
 JOBS: dict[str, Job] = {module.JOB.name: module.JOB for module in (pcam, tubularity, counting)}
 Command = tuple[str, list[str]]
-"""Name of the job, and arguments of its command line."""
+"""Name of the job, and arguments of its command line, in which RANK stands for the number of the process."""
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([__name__])
 
 
-def begin(commands: Sequence[Command], said: Path, processes: int = 1) -> list[ForkServerProcess]:
+def begin(
+    commands: Sequence[Command], said: Path, processes: int = 1, codes: Sequence[int] | None = None
+) -> list[ForkServerProcess]:
     """Start processes that run commands one after another, each a group of its own; `said` gets their output.
 
-    Several find each other as those that torchrun starts.
+    Several find each other as those that torchrun starts. A command that ends with another code than its own of
+    `codes`, which are all 0 when None, is the last one, and ends the process with a code that is not 0.
     """
+    steps = list(zip(commands, codes or [0] * len(commands), strict=True))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = [SERVER.Process(target=_run, args=(commands, said, rank, processes, port)) for rank in range(processes)]
+    started = [SERVER.Process(target=_run, args=(steps, said, rank, processes, port)) for rank in range(processes)]
     for process in started:
         process.start()
     return started
@@ -61,14 +65,17 @@ def kill(process: ForkServerProcess) -> None:
     process.join()
 
 
-def run_in_processes(commands: Sequence[Command], folder: Path, processes: int = 2) -> None:
-    """Run commands to their end in several processes."""
+def run_in_processes(
+    commands: Sequence[Command], folder: Path, processes: int = 2, codes: Sequence[int] | None = None
+) -> str:
+    """Run commands to their end in several processes, as :func:`begin`; returns all that they say."""
     said = folder / "said.txt"
-    codes = end(begin(commands, said, processes))
-    assert codes == [0] * processes, f"{codes}\n{said.read_text()}"
+    ends = end(begin(commands, said, processes, codes))
+    assert ends == [0] * processes, f"{ends}\n{said.read_text()}"
+    return said.read_text()
 
 
-def _run(commands: Sequence[Command], said: Path, rank: int, processes: int, port: int) -> None:
+def _run(steps: Sequence[tuple[Command, int]], said: Path, rank: int, processes: int, port: int) -> None:
     os.setsid()
     # That of the server would be inherited, and workers would be children of the server, which outlive a kill.
     multiprocessing.set_start_method("fork", force=True)
@@ -84,6 +91,7 @@ def _run(commands: Sequence[Command], said: Path, rank: int, processes: int, por
         os.environ.update(MASTER_ADDR="127.0.0.1", TORCHELASTIC_RUN_ID="biocnn")
         rank_zero_only.rank = rank  # found when Lightning is imported
         more = ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
-    for job, arguments in commands:
-        if code := run_pipeline(JOBS[job], [*arguments, *more]):
-            sys.exit(code)
+    for (job, arguments), expected in steps:
+        code = run_pipeline(JOBS[job], [word.replace("RANK", str(rank)) for word in [*arguments, *more]])
+        if code != expected:
+            sys.exit(f"process {rank} ended with {code}, expected {expected}, after {arguments}")

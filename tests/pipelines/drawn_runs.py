@@ -5,8 +5,6 @@ import io
 import json
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,10 +39,10 @@ def picture(seed: int, bits: int = 8, height: int = 96, width: int = 80) -> tupl
     return image, mask
 
 
-def write_data(root: Path, bits: int = 8, splits: Mapping[str, int] = SPLITS, **manifest: Any) -> str:
+def write_data(root: Path, bits: int = 8, counts: Mapping[str, int] = SPLITS, **manifest: Any) -> str:
     """A data set with a field of view for every image; returns the path of its manifest."""
     suffix = ".tif" if bits == 16 else ".png"
-    for start, (split, count) in enumerate(splits.items()):
+    for start, (split, count) in enumerate(counts.items()):
         for number in range(count):
             image, mask = picture(100 * start + number, bits)
             save(root / split / "images" / f"{number}{suffix}", image)
@@ -55,9 +53,9 @@ def write_data(root: Path, bits: int = 8, splits: Mapping[str, int] = SPLITS, **
         "name": f"drawn{bits}",
         "channels": ["grey"] if bits == 16 else ["red", "green", "blue"],
         "image": {"dtype": f"uint{bits}"},
-        "splits": {split: {part: f"{split}/{glob}" for part, glob in parts.items()} for split in splits},
+        "splits": {split: {part: f"{split}/{glob}" for part, glob in parts.items()} for split in counts},
     }
-    return write_manifest(root, list(splits), **(fields | manifest))
+    return write_manifest(root, list(counts), **(fields | manifest))
 
 
 def spoil(root: Path, what: str) -> list[str]:
@@ -123,11 +121,3 @@ def run(*arguments: str, code: int = 0) -> str:
         torch.set_num_threads(threads)
         logging.getLogger("pytorch_lightning").removeHandler(handler)
     return said.getvalue()
-
-
-def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the script in a process of its own."""
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip

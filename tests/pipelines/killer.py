@@ -14,7 +14,7 @@ def die() -> None:
 
 
 class Killer(Callback):
-    """Kill after `number` events: training steps, validation batches, or in the middle of writing a checkpoint.
+    """Kill after `number` events: steps, validation batches, checkpoints, or in the middle of writing a checkpoint.
 
     Of several processes that train together, the one of `rank`.
     """
@@ -40,6 +40,14 @@ class Killer(Callback):
             self._count("write")
 
         torch.save = save_and_maybe_die
+        replace = os.replace
+
+        def replace_and_maybe_die(source: Any, target: Any) -> None:
+            replace(source, target)
+            if str(target).endswith(".ckpt"):
+                self._count("checkpoint")
+
+        os.replace = replace_and_maybe_die  # type: ignore[assignment]
 
     def on_train_batch_end(self, *args: Any) -> None:
         self._count("step")

@@ -1,19 +1,11 @@
-"""A callback that signals processes of a training, and a script that is two processes of several trainings."""
+"""A callback that signals processes of a training."""
 
-import json
 import os
 import signal
-import sys
-import traceback
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-
-from biocnn.training.pipeline import run_pipeline
-from pipelines.tubularity import JOB
 
 
 class Signaller(Callback):
@@ -37,7 +29,6 @@ class Signaller(Callback):
     ) -> None:
         self.event, self.left, self.names, self.rank = event, number, names.split("+"), rank
         self.parent = parent
-        self.saves = 0
 
     def _count(self, trainer: pl.Trainer, event: str) -> None:
         if event != self.event or self.rank not in (None, trainer.global_rank):
@@ -65,29 +56,3 @@ def options(event: str, number: int = 1, **more: Any) -> list[str]:
     given = {"event": event, "number": number, **more}
     name = "--trainer.callbacks"
     return [name, f"{__name__}.Signaller", *(f"{name}.init_args.{key}={value}" for key, value in given.items())]
-
-
-def fork(rank: int, commands: Sequence[tuple[int, list[str]]]) -> int:
-    """Start a process that runs commands as process `rank` of two, and ends with the code of the last one."""
-    if pid := os.fork():
-        return pid
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    code = 1
-    try:
-        for expected, arguments in commands:
-            code = run_pipeline(JOB, arguments)
-            assert code == expected, (code, arguments)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-if __name__ == "__main__":
-    # Importing takes longer than the trainings, so it is done once for both.
-    started = [fork(rank, json.loads(Path(name).read_text())) for rank, name in enumerate(sys.argv[1:])]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
-    print("codes:", codes)

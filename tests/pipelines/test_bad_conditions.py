@@ -2,18 +2,38 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 
 from biocnn.checkpoints import read_checkpoint
 from tests.data.drawn import save
+from tests.pipelines.commands import Command, run_in_processes
 from tests.pipelines.drawn_runs import fit_arguments, picture, run, write_data
-from tests.pipelines.test_preemption import RUN, TWO, run_in_two
 from tests.training.test_guards import write_lock
 
-# The second or third step has a loss that is not finite.
-DIVERGING = ["--model.lr", "1e30", "--model.warmup", "0", "--checkpoint_every_n_steps", "1"]
+OFTEN = ["--checkpoint_every_n_steps", "1"]
+RUN = Path("tubularity") / "a"
+
+
+class Spoiler(Callback):
+    """Make the images of one process NaN in step 2, as a camera or a rounding may."""
+
+    def __init__(self, rank: int = 0) -> None:
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *args: Any) -> None:
+        if trainer.global_rank == self.rank and trainer.global_step == 2:
+            batch["image"].fill_(float("nan"))
+
+
+def spoiled(rank: int) -> list[str]:
+    name = "--trainer.callbacks"
+    return [*OFTEN, name, f"{__name__}.Spoiler", f"{name}.init_args.rank={rank}"]
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +41,17 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_data(tmp_path_factory.mktemp("data"))
 
 
-def assert_last_is_finite(folder: Path) -> None:
+def assert_last_is_of_step_2(folder: Path) -> None:
     last = read_checkpoint(folder / "checkpoints/last.ckpt")
+    assert last["global_step"] == 2
     assert all(bool(torch.isfinite(value).all()) for value in last["state_dict"].values())
+    assert not (folder / "lock").exists()
 
 
-def test_divergence_leaves_a_finite_checkpoint(tmp_path: Path, manifest: str) -> None:
-    said = run(*fit_arguments(manifest, tmp_path, *DIVERGING), code=2)
-    assert "The loss is nan in step" in said or "not finite after step" in said
-    assert_last_is_finite(tmp_path / RUN)
-    assert not (tmp_path / RUN / "lock").exists()
+def test_loss_that_is_not_finite(tmp_path: Path, manifest: str) -> None:
+    said = run(*fit_arguments(manifest, tmp_path, *spoiled(0)), code=2)
+    assert "The loss is nan in step 2 of epoch 0, batch of train/images/" in said
+    assert_last_is_of_step_2(tmp_path / RUN)
 
 
 def test_folder_of_a_live_run_is_left_alone(tmp_path: Path, manifest: str) -> None:
@@ -49,29 +70,29 @@ def test_too_few_items_for_a_batch_leave_no_folder(tmp_path: Path, manifest: str
 
 
 def test_two_processes_end_together(tmp_path: Path, manifest: str) -> None:
-    root = Path(manifest).parent
-    other = tmp_path / "other"
-    shutil.copytree(root, other)
-    save(other / "train/images/9.png", picture(9)[0])
-    save(other / "train/masks/9.png", picture(9)[1].astype("uint8") * 255)
-    save(other / "train/fields/9.png", picture(9)[1].astype("uint8") * 0 + 255)
+    data, name = Path(manifest).parent, Path(manifest).name
+    shutil.copytree(data, tmp_path / "missing/0")
+    for rank in ("0", "1"):
+        shutil.copytree(data, tmp_path / "differing" / rank)
+    for part, pixels in zip(("images", "masks", "fields"), (*picture(9), np.ones((96, 80), bool)), strict=True):
+        save(tmp_path / f"differing/1/train/{part}/9.png", pixels.astype(np.uint8) * (1 if part == "images" else 255))
 
-    def command(run_name: str, *more: str) -> tuple[int, list[str]]:
-        return 2, [*fit_arguments(manifest, tmp_path / run_name), *TWO, *more]
+    def command(folder: str, *more: str) -> Command:
+        return "tubularity", [*fit_arguments(manifest, tmp_path / "runs" / folder), *more]
 
-    diverging = command("diverging", *DIVERGING)
-    first = [command("missing"), command("differing"), diverging]
-    second = [
-        command("missing", "--data.root", str(tmp_path / "nowhere")),
-        command("differing", "--data.root", str(other), "--data.manifest", str(other / Path(manifest).name)),
-        diverging,
+    commands = [
+        command("missing", "--data.root", str(tmp_path / "missing/RANK")),
+        command(
+            "differing",
+            *(f"--data.{key}={tmp_path}/differing/RANK{end}" for key, end in (("root", ""), ("manifest", f"/{name}"))),
+        ),
+        command("spoiled", *spoiled(1)),
     ]
-    said = run_in_two([first, second], tmp_path)
+    said = run_in_processes(commands, tmp_path, codes=[2, 2, 2])
     assert said.count("error: process 1 on ") == 2
-    assert "nowhere" in said
+    assert str(tmp_path / "missing/1") in said
     assert "sees other data than process 0" in said
     assert said.count("this process ends with process 0, which says why") == 3
-    assert said.count("error: process 0: The loss is nan in step") == 1
-    assert not (tmp_path / "missing").exists()
-    assert not (tmp_path / "differing").exists()
-    assert_last_is_finite(tmp_path / "diverging" / RUN)
+    assert said.count("error: process 1: ") == said.count("The loss is nan in step 2") == 1
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["spoiled"]
+    assert_last_is_of_step_2(tmp_path / "runs/spoiled" / RUN)

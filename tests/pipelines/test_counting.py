@@ -98,8 +98,9 @@ def tested(tmp_path_factory: pytest.TempPathFactory, trained: Path, manifest: st
 
 
 def test_a_run_writes_one_folder_and_a_checkpoint_that_knows_scale_and_interval(trained: Path) -> None:
-    names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
-    assert names == {"config.yaml", "run.json", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.parent.name != "tensorboard"}
+    tables = {"config.yaml", "run.json", "metrics.csv", "throughput.csv"}
+    assert names == tables | {"tensorboard", "checkpoints", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     rows = rows_of(trained / "metrics.csv")
     for column in ("val_mae", "val_rmse", "val_bias", "val_game3"):
         assert sum(bool(row[column]) for row in rows) == 3

@@ -222,17 +222,6 @@ def test_without_groups_intervals_say_what_they_are_over(make_pcam: Callable[...
     assert metrics["n_groups"] is None
 
 
-def test_two_processes_score_what_one_does(trained: Path, make_pcam: Callable[..., Path], tmp_path: Path) -> None:
-    data = make_pcam("odd", test=27)  # not divisible by 2
-    results = []
-    for devices in (["1"], ["2", "--trainer.strategy", "ddp"]):
-        run_script("test", "--ckpt_path", str(trained / "checkpoints" / "best.ckpt"), "--data.root", str(data), *QUIET,
-            "--data.eval_batch_size", "5", "--trainer.devices", *devices)  # fmt: skip
-        results.append((trained / "predictions.csv").read_text())
-    assert results[0] == results[1]
-    assert len(results[0].splitlines()) == 28
-
-
 TWO = ["--trainer.max_epochs", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 

@@ -1,11 +1,8 @@
 """A training that is asked to stop leaves with the code for "requeue", and goes on as if it had not."""
 
-import json
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 
 from biocnn.checkpoints import read_checkpoint
 from biocnn.training.preemption import REQUEUE
+from tests.pipelines.commands import Command, run_in_processes
 from tests.pipelines.drawn_runs import ENVIRONMENT, ROOT, SCRIPT, fit_arguments, run, unet, write_data
 from tests.pipelines.signaller import options
 from tests.pipelines.test_resume import assert_equal_runs, same
@@ -72,44 +70,19 @@ def test_stopped_everywhere_equals_undisturbed(tmp_path: Path, manifest: str) ->
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
 
 
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
-
-
-def run_in_two(commands: Sequence[list[tuple[int, list[str]]]], folder: Path) -> str:
-    """Run the commands of two processes that know no more than their number, as srun starts them.
-
-    Each command comes with its exit code, and a process that ends with another one is an error. Returns all they say.
-    """
-    names = [str(folder / f"commands{rank}.json") for rank in range(2)]
-    for name, given in zip(names, commands, strict=True):
-        Path(name).write_text(json.dumps(given))
-    many = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.pipelines.signaller", *names],
-        env={**ENVIRONMENT, **many}, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    said = done.stdout + done.stderr
-    assert f"codes: {[given[-1][0] for given in commands]}" in said, said
-    return said
-
-
 def test_two_processes_stop_together(tmp_path: Path, manifest: str) -> None:
-    def command(runs: str, *more: str) -> list[str]:
-        return [*arguments(manifest, tmp_path / runs), *TWO, *more]
+    def command(runs: str, *more: str) -> Command:
+        return "tubularity", [*arguments(manifest, tmp_path / runs), *more]
 
     again = ["--ckpt_path", "last"]
-    commands = [
-        (0, command("whole")),
-        (REQUEUE, command("stopped", *options("step", 2))),
-        (REQUEUE, command("stopped", *again, *options("step", 1, rank=1))),
-        (REQUEUE, command("stopped", *again, *options("validation", 1, rank=0, names="SIGUSR1"))),
-        (0, command("stopped", *again)),
-        (REQUEUE, command("end", *options("setup", 1, rank=1))),
+    stopped = [
+        command("stopped", *options("step", 2)),
+        command("stopped", *again, *options("step", 1, rank=1)),
+        command("stopped", *again, *options("validation", 1, rank=0, names="SIGUSR1")),
+        command("end", *options("setup", 1, rank=1)),
     ]
-    said = run_in_two([commands, commands], tmp_path)
+    commands = [*stopped, command("whole"), command("stopped", *again)]
+    said = run_in_processes(commands, tmp_path, codes=[*[REQUEUE] * len(stopped), 0, 0])
     for text in ("SIGTERM at step 2", "SIGTERM at step 3", "SIGUSR1 at step 4", "SIGTERM at step 0"):
         assert said.count(f"stopped by {text}; continue") == 1
     assert_equal(tmp_path / "whole" / RUN, tmp_path / "stopped" / RUN)

@@ -69,15 +69,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("job", "event", "number", "workers", "processes"),
-    [("pcam", "step", 5, 0, 1), ("tubularity", "write", 3, 2, 1), ("counting", "step", 5, 0, 2)],
+    # In the writing of best.ckpt, after the validation; and right after the checkpoint of a step.
+    [("pcam", "step", 5, 0, 1), ("tubularity", "write", 3, 2, 1), ("counting", "checkpoint", 1, 0, 2)],
 )
 def test_killed_and_continued_equals_undisturbed(
     tmp_path: Path, data: Path, job: str, event: str, number: int, workers: int, processes: int
 ) -> None:
-    victim = processes - 1
     killer = ["--trainer.callbacks", "tests.pipelines.killer.Killer"]
     killer += [f"--trainer.callbacks.init_args.{name}" for name in (f"event={event}", f"number={number}")]
-    killer += [f"--trainer.callbacks.init_args.rank={victim}"]
     whole, killed = tmp_path / "whole" / job / job, tmp_path / "killed" / job / job
     said = tmp_path / "said.txt"
     both = [
@@ -85,7 +84,7 @@ def test_killed_and_continued_equals_undisturbed(
         command(job, data, tmp_path / "killed", processes, workers, *killer),
     ]
     codes = end(begin(both, said, processes))
-    assert codes[victim] == -signal.SIGKILL, said.read_text()
+    assert codes[0] == -signal.SIGKILL, said.read_text()
     assert all(code not in (0, None) for code in codes), "the others do not wait for a process that is gone"
     assert_whole(killed / "checkpoints")
     if job == "pcam":  # as a disk leaves it that has lost what was written last
@@ -105,6 +104,7 @@ def test_killed_and_continued_equals_undisturbed(
 def test_twenty_kills_at_random_moments(tmp_path: Path, data: Path, job: str, processes: int, kills: int) -> None:
     longer = ["--trainer.max_epochs", "5", "--ckpt_path", "last"]
     whole, killed = tmp_path / "whole" / job / job, tmp_path / "killed" / job / job
+    run_in_processes([], tmp_path)  # imports all
     started = time.monotonic()
     run_in_processes([command(job, data, tmp_path / "whole", processes, 0, *longer)], tmp_path, processes)
     seconds = time.monotonic() - started
@@ -112,9 +112,9 @@ def test_twenty_kills_at_random_moments(tmp_path: Path, data: Path, job: str, pr
     done, said = 0, tmp_path / "killed.txt"
     while done < kills:
         again = command(job, data, tmp_path / "killed", processes, done % 2 * 2, *longer)
-        running = begin([again], said, processes)
+        begun, running = time.monotonic(), begin([again], said, processes)
         chosen = chance.choice(running)
-        chosen.join(chance.uniform(0.1, 1.0) * seconds)
+        chosen.join(chance.uniform(0.3, 1.0) * seconds)
         if chosen.exitcode is None:
             # One of them, after which the others end or are ended by what has started them; or all of them.
             for process in [chosen] if chance.random() < 0.5 else running:
@@ -126,5 +126,6 @@ def test_twenty_kills_at_random_moments(tmp_path: Path, data: Path, job: str, pr
             assert end(running) == [0] * processes, said.read_text()
             assert_equal_runs(whole, killed)
             shutil.rmtree(tmp_path / "killed")
+            seconds = min(seconds, time.monotonic() - begun)  # a machine with more to do when it was measured
     run_in_processes([command(job, data, tmp_path / "killed", processes, 0, *longer)], tmp_path, processes)
     assert_equal_runs(whole, killed)

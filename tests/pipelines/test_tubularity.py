@@ -26,7 +26,6 @@ from tests.pipelines.drawn_runs import (
     fit_arguments,
     picture,
     run,
-    run_script,
     spoil,
     unet,
     write_data,
@@ -88,8 +87,9 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def test_a_run_writes_one_folder(trained: Path) -> None:
     assert [path.name for path in trained.parent.parent.iterdir()] == ["tubularity"]
-    names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
-    assert names == {"config.yaml", "run.json", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.parent.name != "tensorboard"}
+    tables = {"config.yaml", "run.json", "metrics.csv", "throughput.csv"}
+    assert names == tables | {"tensorboard", "checkpoints", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
     record = json.loads((trained / "run.json").read_text())
     # 3x3 convolutions with batch norm, two a level, the transposed one between levels, and the last 1x1.
     weights = 9 * (3 * 4 + 4 * 4) + 9 * (4 * 8 + 8 * 8) + (4 * 8 * 4 + 4) + 9 * (8 * 4 + 4 * 4) + (4 + 1)
@@ -304,23 +304,6 @@ def test_a_killed_training_gets_its_threshold_from_a_test(trained: Path, manifes
     run("test", "--ckpt_path", str(tmp_path / "best.ckpt"), *data_arguments(manifest))
     found = read_biocnn_checkpoint(tmp_path / "best.ckpt")["biocnn"]
     assert found == stored
-
-
-def test_two_processes_score_what_one_does(tested: Path, manifest: str, tmp_path: Path) -> None:
-    shutil.copy(tested / BEST, tmp_path / "best.ckpt")
-    update_biocnn_section(tmp_path / "best.ckpt", threshold_views=1)  # so that the threshold is chosen as well
-    arguments = ["test", "--ckpt_path", str(tmp_path / "best.ckpt"), *data_arguments(manifest)]
-    done = run_script(*arguments, "--trainer.devices", "2", "--trainer.strategy", "ddp")
-    assert done.returncode == 0, done.stderr
-    found = tmp_path / "best_results"
-    assert (found / "predictions.csv").read_text() == (tested / "predictions.csv").read_text()
-    stored = [read_biocnn_checkpoint(path)["biocnn"] for path in (tmp_path / "best.ckpt", tested / BEST)]
-    assert stored[0] == stored[1]
-    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (tested, found))
-    assert two == one | {"checkpoint": two["checkpoint"]}  # the file was written anew
-    for number in range(SPLITS["test"]):
-        maps = [read_image(folder / f"maps/{number}.tif").array for folder in (found, tested)]
-        np.testing.assert_array_equal(*maps)
 
 
 @pytest.mark.parametrize(

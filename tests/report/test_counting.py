@@ -10,6 +10,7 @@ from PIL import Image
 
 from biocnn.data.points import read_points
 from biocnn.errors import DataError
+from biocnn.inference.tables import write_csv
 from biocnn.metrics.conformal import ConformalInterval
 from biocnn.metrics.counting import CountingMetrics
 from biocnn.report import counting as report
@@ -159,7 +160,7 @@ def test_few_images_are_not_called_groups_where_they_stand_alone(caplog):
 def test_rows_of_a_test(tmp_path):
     flags = [[], ["count below zero"], ["one", "two"], []]
     rows = report.test_rows(table_of(), IDS, ["s1", "s1", "s2", "s2"], INTERVAL, flags)
-    report.write_rows(tmp_path / "run" / "predictions.csv", rows)
+    write_csv(tmp_path / "run" / "predictions.csv", rows)
     written = rows_of(tmp_path / "run" / "predictions.csv")
     assert list(written[0]) == [
         *("id", "group", "true", "count", "low", "high", "error", "game1", "game2", "game3"),
@@ -220,9 +221,9 @@ def test_points_on_the_border_are_drawn_in_the_last_pixels():
 
 
 def test_a_table_without_rows_is_written(tmp_path):
-    report.write_rows(tmp_path / "none.csv", [])
+    write_csv(tmp_path / "none.csv", [])
     assert (tmp_path / "none.csv").read_text() == ""
-    report.write_rows(tmp_path / "names.csv", [], ["a", "b"])
+    write_csv(tmp_path / "names.csv", [], ["a", "b"])
     assert (tmp_path / "names.csv").read_text().split() == ["a,b"]
 
 

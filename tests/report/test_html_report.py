@@ -22,7 +22,6 @@ from biocnn.data.images import read_image
 from biocnn.errors import DataError
 from biocnn.report.html_report import write_report
 from biocnn.report.run_cards import worst_first
-from biocnn.training import maps
 from tests.report.parsed_page import Page
 from tests.report.real_runs import (
     HOSTILE,
@@ -120,7 +119,7 @@ def test_the_table_is_whole_and_the_worst_come_first(runs: dict[str, Path], page
 def test_pictures_are_those_of_their_image(runs: dict[str, Path], pages: dict[str, Page]) -> None:
     run, found = runs["segmentation"], pages["segmentation"]
     ids = [row["id"] for row in rows_of(run / "predictions.csv")]
-    names = dict(zip(ids, maps.file_names(ids), strict=True))
+    names = dict(zip(ids, file_names(ids), strict=True))
     data = run.parents[2] / "data"
     for each in found.all("img"):
         kind, _, name = (each["alt"] or "").partition(" of ")
@@ -321,11 +320,6 @@ def test_a_prediction_of_many_images(tmp_path: Path, pictures: bool) -> None:
 def test_rows_without_an_error_come_last() -> None:
     rows = [{"dice": ""}, {"dice": "0.9"}, {"dice": "nan"}, {"dice": "0.1"}]
     assert worst_first("segmentation", rows) == [3, 1, 0, 2]
-
-
-def test_file_names_are_those_that_a_test_writes() -> None:
-    ids = ["a/b c.tif#1", "a/b c.tif#2", "x/B C_1.png", "../<>.png", "a/b/c.d.tif"]
-    assert file_names(ids) == maps.file_names(ids)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import biocnn
-from biocnn.data.dataset import to_float
+from biocnn.data.batches import to_float
 from biocnn.data.tiles import TileDataset
 from biocnn.delineation.path_examples import path_examples
 from biocnn.inference.segmentation import Segmenter
