@@ -8,7 +8,7 @@ import threading
 from importlib import import_module
 from typing import Any
 
-from biocnn.cli.console import CANNOT_RUN, OK
+from biocnn.cli.console import CANNOT_RUN, OK, quieter
 
 _HERE = ("127.0.0.1", "localhost", "::1")
 
@@ -36,10 +36,11 @@ def _app(arguments: argparse.Namespace) -> int:
             return CANNOT_RUN
     page = import_module("biocnn.cli.app_page")
     limits = page.Limits(int(arguments.max_mpx * 1e6), int(arguments.max_mb * 1e6))
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of damaged files is said in the page
     model = import_module("biocnn.inference.load").load(arguments.model, device=arguments.device)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are deleted then, too
-    with page.served(model, arguments.model, limits, arguments.host, arguments.port) as address:
+    served = page.served(model, arguments.model, limits, arguments.host, arguments.port)
+    # What tifffile says of damaged files is said in the page.
+    with quieter(tifffile=logging.CRITICAL), served as address:
         print(f"{address} (Ctrl+C ends it)", flush=True)
         if arguments.host not in _HERE:
             print("Everybody who reaches this address can use the model; there is no password.", file=sys.stderr)

@@ -1,5 +1,6 @@
 """What all verbs share: exit codes, progress bars and tables on the terminal."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -38,3 +39,16 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         # A file name may hold square brackets, which are markup.
         table.add_row(*map(import_module("rich.text").Text, row))
     import_module("rich.console").Console().print(table)
+
+
+@contextmanager
+def quieter(**levels: int) -> Iterator[None]:
+    """Loggers at these levels, by their names; at the end they have those of before."""
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

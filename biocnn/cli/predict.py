@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from biocnn.cli.console import CANNOT_RUN, FOUND_PROBLEMS, OK, progress
+from biocnn.cli.console import CANNOT_RUN, FOUND_PROBLEMS, OK, progress, quieter
 
 GRAPHS = ("skeleton", "bridged", "global", "none")
 
@@ -55,12 +55,16 @@ def add(commands: Any) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
+    # What tifffile says of damaged files is said in the table.
+    with quieter(tifffile=logging.CRITICAL, pytorch_lightning=logging.WARNING):
+        return _predict_images(arguments)
+
+
+def _predict_images(arguments: argparse.Namespace) -> int:
     load, sources = import_module("biocnn.inference.load"), import_module("biocnn.inference.sources")
     if (wrong := _wrong_number(arguments)) is not None:
         print(f"biocnn: {wrong}", file=sys.stderr)
         return CANNOT_RUN
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of damaged files is said in the table
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     sources.find_images(arguments.images)  # before the model is read, which takes longer
     model = load.load(arguments.model, device=arguments.device)
     if arguments.views is not None:

@@ -80,7 +80,7 @@ def size_in_words(pixel_size_um: object) -> str:
     """
     if not isinstance(pixel_size_um, (list, tuple)) or len(pixel_size_um) < 2:
         return "not known, so results are in pixels"
-    return f"{rounded(pixel_size_um[-2])} x {rounded(pixel_size_um[-1])} micrometres per pixel (row x column)"
+    return f"{pixel_size_um[-2]:g} x {pixel_size_um[-1]:g} micrometres per pixel (row x column)"
 
 
 def _intended(job: str, data: Mapping[str, Any]) -> str:
