@@ -39,6 +39,7 @@ from biocnn.training.processes import BatchNormSync
 from biocnn.training.runs import (
     chosen_run,
     find_last,
+    forget_launched,
     is_first_process,
     new_run,
     run_of,
@@ -190,6 +191,7 @@ class PipelineCLI(LightningCLI):
         silence_lightning(trainer)
         if launches(trainer):
             tell_launched(self.run_folder)
+            self._held.callback(forget_launched)
         self._held.callback(end_launched, trainer)
         return trainer
 

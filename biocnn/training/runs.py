@@ -46,6 +46,11 @@ def tell_launched(folder: Path) -> None:
     os.environ[_FOLDER] = str(folder)
 
 
+def forget_launched() -> None:
+    """End what :func:`tell_launched` began: a later training of this process, or of one it starts, is another run."""
+    os.environ.pop(_FOLDER, None)
+
+
 def chosen_run() -> Path | None:
     """The run folder of the process that launched this one.
 

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from biocnn.training.job import Job
 from biocnn.training.pipeline import run_pipeline
+from biocnn.training.runs import forget_launched
 from pipelines import counting, pcam, tubularity
 
 JOBS: dict[str, Job] = {module.JOB.name: module.JOB for module in (pcam, tubularity, counting)}
@@ -45,7 +46,7 @@ def begin(
     return started
 
 
-def end(processes: Sequence[ForkServerProcess], seconds: float = 600) -> list[int | None]:
+def end(processes: Sequence[ForkServerProcess], seconds: float = 240) -> list[int | None]:
     """Wait for processes; their exit codes, negative for the signal that killed them, None for those that went on."""
     for process in processes:
         process.join(seconds)
@@ -89,6 +90,7 @@ def _run(steps: Sequence[tuple[Command, int]], said: Path, rank: int, processes:
         own |= {"GROUP_RANK": 0, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in own.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", TORCHELASTIC_RUN_ID="biocnn")
+        forget_launched()  # the server may have been started after a training that launched processes
         rank_zero_only.rank = rank  # found when Lightning is imported
         more = ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
     for (job, arguments), expected in steps:

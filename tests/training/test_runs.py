@@ -13,6 +13,7 @@ from biocnn.training.pipeline import evaluation_checkpoint
 from biocnn.training.runs import (
     chosen_run,
     find_last,
+    forget_launched,
     make_room,
     new_run,
     open_validation,
@@ -72,6 +73,8 @@ def test_launched_processes_are_told_the_folder(tmp_path: Path, monkeypatch: pyt
     assert chosen_run() is None
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert chosen_run() == tmp_path / "pcam" / "2026-01-01_000000"
+    forget_launched()
+    assert chosen_run() is None
 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
